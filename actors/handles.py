@@ -1,0 +1,124 @@
+"""Typed clients of the actors: the only way `streams` and `serving` reach them.
+
+Every method is a coroutine for the event loop of the calling process, which has called
+`ray.init` before. An actor that is gone is looked up anew at the next call, because the
+supervisor starts a dead one again under the same name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+
+from actors.messages import (
+    RAY_NAMESPACE,
+    EmbedderRole,
+    EmbedderStatus,
+    EncoderDescription,
+    FloatMatrix,
+    Pixels,
+    PointState,
+    ShardSearch,
+    ShardSearchResult,
+    ShardStatus,
+    embedder_name,
+    shard_name,
+)
+from contract.errors import EmbedderUnavailable, RiverlensError, ShardUnavailable, Unavailable
+
+
+class _ActorClient:
+    """Calls one named actor and turns Ray's errors into Riverlens's."""
+
+    def __init__(self, name: str, unavailable: type[Unavailable]) -> None:
+        self.name = name
+        self._unavailable = unavailable
+        self._handle: ActorHandle[Any] | None = None
+
+    async def call(self, method: str, *arguments: object) -> Any:
+        """Await `method`; raises the actor's own RiverlensError, or the client's Unavailable."""
+        try:
+            if self._handle is None:
+                # get_actor blocks on Ray's control store, so it leaves the event loop free.
+                self._handle = await asyncio.to_thread(ray.get_actor, self.name, RAY_NAMESPACE)
+            return await getattr(self._handle, method).remote(*arguments)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, RiverlensError):
+                raise cause from None
+            raise
+        except (RayActorError, ActorUnavailableError, ValueError) as error:
+            # ValueError is what get_actor raises for a name that is not there.
+            self._handle = None
+            raise self._unavailable(f"{self.name} does not answer: {type(error).__name__}") from error
+
+
+class EmbedderClient:
+    """The embedders of one model and role, used in turn."""
+
+    def __init__(self, model: str, role: EmbedderRole, count: int) -> None:
+        self._clients = [_ActorClient(embedder_name(model, role, index), EmbedderUnavailable) for index in range(count)]
+        self._next = 0
+
+    def _pick(self) -> _ActorClient:
+        self._next = (self._next + 1) % len(self._clients)
+        return self._clients[self._next]
+
+    async def describe(self) -> EncoderDescription:
+        """Model, fingerprint, dimension and preprocessing. Raises EmbedderUnavailable (retryable)."""
+        return cast(EncoderDescription, await self._pick().call("describe"))
+
+    async def encode_images(self, pixels: Pixels) -> FloatMatrix:
+        """(n, s, s, 3) uint8 RGB squares → (n, d) float32 vectors for indexing or querying.
+
+        Raises EmbedderUnavailable (retryable), EncodingFailed.
+        """
+        return cast(FloatMatrix, await self._pick().call("encode_images", pixels))
+
+    async def encode_texts(self, texts: Sequence[str]) -> FloatMatrix:
+        """N texts → (n, d) float32 query vectors. Raises EmbedderUnavailable (retryable)."""
+        return cast(FloatMatrix, await self._pick().call("encode_texts", list(texts)))
+
+    async def statuses(self) -> list[EmbedderStatus | EmbedderUnavailable]:
+        """Status of every embedder, or why it has none."""
+        answers = await asyncio.gather(*(c.call("status") for c in self._clients), return_exceptions=True)
+        result: list[EmbedderStatus | EmbedderUnavailable] = []
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, EmbedderUnavailable):
+                raise answer
+            result.append(cast("EmbedderStatus | EmbedderUnavailable", answer))
+        return result
+
+
+class ShardClient:
+    """One replica of one shard. All methods raise ShardUnavailable (retryable) when it is gone."""
+
+    def __init__(self, collection: str, incarnation: str, shard: int, replica: int) -> None:
+        self.shard = shard
+        self.replica = replica
+        self._client = _ActorClient(shard_name(collection, incarnation, shard, replica), ShardUnavailable)
+
+    async def search(self, request: ShardSearch) -> ShardSearchResult:
+        """One batched call. Raises FingerprintMismatch when the vectors are of another encoder."""
+        return cast(ShardSearchResult, await self._client.call("search", request))
+
+    async def fetch(self, image_ids: Sequence[str], with_vector: bool = False) -> list[PointState | None]:
+        """What the shard knows of each id, None for an id it never met."""
+        return cast("list[PointState | None]", await self._client.call("fetch", list(image_ids), with_vector))
+
+    async def scan(self, after: str | None, limit: int) -> list[PointState]:
+        """Up to `limit` searchable points in id order, from the first id above `after`."""
+        return cast("list[PointState]", await self._client.call("scan", after, limit))
+
+    async def wait_applied(self, partition: int, source_offset: int, timeout_s: float) -> bool:
+        """True once `applied_offset >= source_offset`; False after `timeout_s` seconds."""
+        return cast(bool, await self._client.call("wait_applied", partition, source_offset, timeout_s))
+
+    async def status(self) -> ShardStatus:
+        """State, positions, counts."""
+        return cast(ShardStatus, await self._client.call("status"))

@@ -1,0 +1,155 @@
+"""What travels between the processes that call actors and the actors. Imports neither ray nor faiss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+FloatMatrix = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+
+RAY_NAMESPACE = "riverlens"
+
+EmbedderRole = Literal["ingest", "query"]
+
+
+class PreprocessSpec(Struct, frozen=True):
+    """Geometry from a decoded RGB picture to the square an encoder takes; part of its fingerprint.
+
+    `resize`: `fit` keeps the whole picture inside the square on `background`, with a margin of
+    `padding` (a share of the side); `crop` resizes the short side and cuts the centre; `squash`
+    ignores the aspect ratio. `mean` and `std` are per channel, for pixels scaled to 0…1.
+    """
+
+    size: int
+    resize: Literal["fit", "crop", "squash"]
+    interpolation: Literal["bicubic", "bilinear"]
+    padding: float
+    background: tuple[int, int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class EncoderDescription(Struct, frozen=True):
+    """Which encoder an embedder runs. `fingerprint` = weights hash + preprocessing + dimension."""
+
+    model: str
+    fingerprint: str
+    dimension: int
+    preprocess: PreprocessSpec
+    device: str
+
+
+class EmbedderStatus(Struct, frozen=True):
+    """Health of an embedder actor."""
+
+    model: str
+    fingerprint: str
+    device: str
+    pid: int
+    images_encoded: int
+    texts_encoded: int
+
+
+class ShardQuery(Struct, frozen=True):
+    """What one query of a batch wants: the `k` best points, by graph or by exact scan."""
+
+    k: int
+    exact: bool = False
+    ef_search: int | None = None
+
+
+class ShardSearch(Struct, frozen=True):
+    """A batch of queries to one shard: `vectors` is (q, d) float32, one row per query."""
+
+    fingerprint: str
+    vectors: FloatMatrix
+    queries: tuple[ShardQuery, ...]
+    with_payload: bool = True
+    request_ids: tuple[str, ...] = ()
+
+
+class Candidate(Struct, frozen=True):
+    """A point a shard found. `score` is the inner product with the query; `payload` is JSON bytes."""
+
+    image_id: str
+    score: float
+    payload: bytes | None
+
+
+class Freshness(Struct, frozen=True):
+    """Up to which source offset everything is searchable, per partition, and how old the rest is.
+
+    `applied_offsets[p]` is -1 until the first event of partition p is applied. `staleness_s` is
+    the age in seconds of the oldest known event that is not applied; 0.0 when caught up.
+    """
+
+    applied_offsets: dict[int, int]
+    staleness_s: float
+
+
+class ShardSearchResult(Struct, frozen=True):
+    """Candidates per query, best first, and how fresh they are."""
+
+    candidates: tuple[tuple[Candidate, ...], ...]
+    freshness: Freshness
+
+
+class PointState(Struct, frozen=True, kw_only=True):
+    """What a shard knows of one image id. `state` is `searchable`, `rejected` or `deleted`.
+
+    A rejected re-upload of a searchable image leaves it `searchable` and fills `rejection_*`.
+    `vector` is (d,) float32 and present only when asked for.
+    """
+
+    image_id: str
+    state: Literal["searchable", "rejected", "deleted"]
+    source_offset: int
+    payload: bytes | None = None
+    object_key: str | None = None
+    sha256: str | None = None
+    content_type: str | None = None
+    file_name: str | None = None
+    width: int | None = None
+    height: int | None = None
+    rejection_code: str | None = None
+    rejection_reason: str | None = None
+    rejection_offset: int | None = None
+    vector: FloatMatrix | None = None
+
+
+class ShardStatus(Struct, frozen=True, kw_only=True):
+    """State and position of one shard replica.
+
+    `state` is `recovering` until the log end seen at the start is reached, then `ready`;
+    `failed` carries its reason in `error`. `consumer_lag` is in messages of image-events.
+    """
+
+    collection: str
+    shard: int
+    replica: int
+    state: Literal["recovering", "ready", "failed"]
+    error: str | None
+    pid: int
+    points: int
+    deleted: int
+    growing: int
+    fingerprint: str
+    log_offsets: dict[int, int]
+    high_watermarks: dict[int, int]
+    freshness: Freshness
+    consumer_lag: int
+    store_bytes: int
+
+
+def embedder_name(model: str, role: EmbedderRole, index: int) -> str:
+    """Ray name of an embedder actor."""
+    return f"embedder/{model}/{role}/{index}"
+
+
+def shard_name(collection: str, incarnation: str, shard: int, replica: int) -> str:
+    """Ray name of a shard actor."""
+    return f"shard/{collection}/{incarnation}/{shard}/{replica}"

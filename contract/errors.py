@@ -1,0 +1,161 @@
+"""The one error tree: every error on purpose has a stable `code` and says whether a retry helps."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RiverlensError(Exception):
+    """Base of every error Riverlens raises on purpose.
+
+    `code` is stable and documented in docs/errors.md; `retryable` says whether the same call may
+    succeed later without a change; `http_status` is the status an HTTP answer carries.
+    """
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[RiverlensError], tuple[str]]:
+        return (type(self), (self.detail,))
+
+
+class InvalidRequest(RiverlensError):
+    """A request that can never succeed as it stands."""
+
+    code = "invalid_request"
+    http_status = 400
+
+
+class InvalidImage(RiverlensError):
+    """Bytes that are no picture, or a picture outside the limits."""
+
+    code = "invalid_image"
+    http_status = 422
+
+
+class ImageTooLarge(InvalidImage):
+    """More bytes or pixels than the settings allow."""
+
+    code = "image_too_large"
+    http_status = 413
+
+
+class NotFound(RiverlensError):
+    """A collection or an image that is not there."""
+
+    code = "not_found"
+    http_status = 404
+
+
+class CollectionExists(RiverlensError):
+    """A collection of this name exists with other parameters."""
+
+    code = "collection_exists"
+    http_status = 409
+
+
+class FingerprintMismatch(RiverlensError):
+    """Vectors of two encoders were about to meet."""
+
+    code = "fingerprint_mismatch"
+    http_status = 409
+
+
+class StoreIncompatible(RiverlensError):
+    """A shard store on disk has another format version, dimension or fingerprint."""
+
+    code = "store_incompatible"
+
+
+class TopicShapeMismatch(RiverlensError):
+    """A topic exists with another number of partitions or another clean-up policy."""
+
+    code = "topic_shape_mismatch"
+
+
+class LogGap(RiverlensError):
+    """The log no longer holds the shard's next offset and no snapshot bridges the gap."""
+
+    code = "log_gap"
+
+
+class ModelUnavailable(RiverlensError):
+    """Weights of the requested encoder cannot be had or do not match their checksum."""
+
+    code = "model_unavailable"
+
+
+class SettingsInvalid(RiverlensError):
+    """A setting has a value that cannot work; the detail names it."""
+
+    code = "settings_invalid"
+
+
+class Unavailable(RiverlensError):
+    """A part of the system does not answer now; the same call may succeed later."""
+
+    code = "unavailable"
+    retryable = True
+    http_status = 503
+
+
+class BrokerUnavailable(Unavailable):
+    """Kafka cannot be reached."""
+
+    code = "broker_unavailable"
+
+
+class ObjectStoreUnavailable(Unavailable):
+    """The object store cannot be reached or answered with a server error."""
+
+    code = "object_store_unavailable"
+
+
+class ObjectMissing(RiverlensError):
+    """The object store holds no bytes under the key that an event names."""
+
+    code = "object_missing"
+    http_status = 404
+
+
+class EmbedderUnavailable(Unavailable):
+    """No embedder actor answers."""
+
+    code = "embedder_unavailable"
+
+
+class ShardUnavailable(Unavailable):
+    """A shard actor does not answer."""
+
+    code = "shard_unavailable"
+
+
+class NotSearchableInTime(Unavailable):
+    """The receipt was not searchable within the bounded wait; it is logged and will be."""
+
+    code = "not_searchable_in_time"
+    http_status = 504
+
+
+class ImageRejected(RiverlensError):
+    """An event was accepted into the log, but its picture was rejected; the detail has the reason."""
+
+    code = "image_rejected"
+    http_status = 422
+
+
+class EventInvalid(RiverlensError):
+    """A record on `image-events` that cannot be decoded or lies in the wrong partition."""
+
+    code = "event_invalid"
+
+
+class EncodingFailed(RiverlensError):
+    """The encoder failed on this very picture."""
+
+    code = "encoding_failed"

@@ -1,0 +1,219 @@
+"""Versioned records of every topic, and their one encoding.
+
+`image-events`, `dead-letter`, `result-clicks` and `riverlens-collections` hold JSON, so that any
+producer can write them and a person can read them. The embedding log holds MessagePack, because
+most of it is vectors. The `type` tag ends in the version: a reader that meets an unknown tag
+raises EventInvalid instead of guessing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+from contract.errors import EventInvalid
+
+Payload: TypeAlias = dict[str, Any]
+
+# Header of a tombstone (a record without a value); its bytes are an encoded PointDeleted.
+DELETED_HEADER = "riverlens-deleted"
+
+
+class Receipt(Struct, frozen=True):
+    """Where an event stands in `image-events`; `applied_offset >= offset` means it took effect."""
+
+    partition: int
+    offset: int
+
+
+class ImageUploaded(Struct, frozen=True, tag_field="type", tag="image_uploaded.v1"):
+    """A picture's bytes are in the object store under `object_key` and shall become searchable."""
+
+    collection: str
+    image_id: str
+    object_key: str
+    sha256: str
+    size_bytes: int
+    uploaded_at_ms: int
+    content_type: str | None = None
+    file_name: str | None = None
+    payload: Payload = {}
+    request_id: str | None = None
+
+
+class ImageDeleted(Struct, frozen=True, tag_field="type", tag="image_deleted.v1"):
+    """An image shall never be returned again."""
+
+    collection: str
+    image_id: str
+    deleted_at_ms: int
+    request_id: str | None = None
+
+
+class PayloadUpdated(Struct, frozen=True, tag_field="type", tag="payload_updated.v1"):
+    """The payload of an image is replaced as a whole; its vector stays."""
+
+    collection: str
+    image_id: str
+    payload: Payload
+    updated_at_ms: int
+    request_id: str | None = None
+
+
+ImageEvent: TypeAlias = ImageUploaded | ImageDeleted | PayloadUpdated
+
+
+class PointEmbedded(Struct, frozen=True, tag_field="type", tag="point_embedded.v1", kw_only=True):
+    """A searchable point. `vector` is (d,) float32 little-endian, L2-normalised, of `fingerprint`."""
+
+    image_id: str
+    vector: bytes
+    fingerprint: str
+    payload: Payload
+    object_key: str
+    sha256: str
+    content_type: str | None = None
+    file_name: str | None = None
+    width: int
+    height: int
+    source_offset: int
+    event_at_ms: int
+
+
+class PayloadChanged(Struct, frozen=True, tag_field="type", tag="payload_changed.v1"):
+    """A payload that replaces the one of an existing point; without that point it has no effect."""
+
+    image_id: str
+    payload: Payload
+    source_offset: int
+    event_at_ms: int
+
+
+class EventRejected(Struct, frozen=True, tag_field="type", tag="event_rejected.v1"):
+    """Marker: this event led to no point, and why. The full record is in the dead-letter topic."""
+
+    image_id: str
+    stage: str
+    code: str
+    reason: str
+    source_offset: int
+    event_at_ms: int
+
+
+class SourceAdvanced(Struct, frozen=True, tag_field="type", tag="source_advanced.v1"):
+    """Marker: the event at `source_offset` named no image or changed nothing."""
+
+    source_offset: int
+    event_at_ms: int
+
+
+class PointDeleted(Struct, frozen=True, tag_field="type", tag="point_deleted.v1"):
+    """Travels in the DELETED_HEADER of a tombstone, since a tombstone has no value."""
+
+    image_id: str
+    source_offset: int
+    event_at_ms: int
+
+
+LogEntry: TypeAlias = PointEmbedded | PayloadChanged | EventRejected | SourceAdvanced | PointDeleted
+
+
+class DeadLetter(Struct, frozen=True, tag_field="type", tag="dead_letter.v1", kw_only=True):
+    """An event that led to nothing, whole enough to be sent again. `event` is its exact bytes."""
+
+    collection: str
+    image_id: str | None
+    stage: str
+    code: str
+    reason: str
+    retryable: bool
+    attempts: int
+    source_topic: str
+    source_partition: int
+    source_offset: int
+    event: bytes
+    failed_at_ms: int
+
+
+class ResultClicked(Struct, frozen=True, tag_field="type", tag="result_clicked.v1"):
+    """A person chose the hit at `rank` (from 0) of the search answer `request_id`."""
+
+    collection: str
+    request_id: str
+    image_id: str
+    rank: int
+    clicked_at_ms: int
+
+
+class CollectionSpec(Struct, frozen=True, tag_field="type", tag="collection_spec.v1", kw_only=True):
+    """Desired state of one collection; the last record per name counts.
+
+    `partitions` is fixed for the life of the collection. `incarnation` differs between two
+    collections that bore the same name one after the other. `dropped` ends it.
+    """
+
+    name: str
+    incarnation: str
+    partitions: int
+    shards: int
+    replicas: int
+    model: str
+    fingerprint: str
+    dimension: int
+    m: int = 16
+    ef_construction: int = 100
+    ef_search: int = 64
+    created_at_ms: int
+    dropped: bool = False
+
+
+_event_decoder: msgspec.json.Decoder[ImageEvent] = msgspec.json.Decoder(ImageUploaded | ImageDeleted | PayloadUpdated)
+_log_decoder: msgspec.msgpack.Decoder[LogEntry] = msgspec.msgpack.Decoder(
+    PointEmbedded | PayloadChanged | EventRejected | SourceAdvanced | PointDeleted
+)
+_json_encoder = msgspec.json.Encoder()
+_msgpack_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_json(record: Struct) -> bytes:
+    """JSON bytes of a record of `image-events`, `dead-letter`, clicks or the collections topic."""
+    return _json_encoder.encode(record)
+
+
+def decode_event(data: bytes) -> ImageEvent:
+    """Decode a record of `image-events`; raises EventInvalid with the place of the fault."""
+    try:
+        return _event_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise EventInvalid(f"not an image event: {error}") from error
+
+
+def decode_dead_letter(data: bytes) -> DeadLetter:
+    """Decode a record of the dead-letter topic; raises EventInvalid."""
+    try:
+        return msgspec.json.decode(data, type=DeadLetter)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise EventInvalid(f"not a dead letter: {error}") from error
+
+
+def decode_collection(data: bytes) -> CollectionSpec:
+    """Decode a record of the collections topic; raises EventInvalid."""
+    try:
+        return msgspec.json.decode(data, type=CollectionSpec)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise EventInvalid(f"not a collection: {error}") from error
+
+
+def encode_log_entry(entry: LogEntry) -> bytes:
+    """MessagePack bytes of an embedding-log entry (of a PointDeleted: for the tombstone's header)."""
+    return _msgpack_encoder.encode(entry)
+
+
+def decode_log_entry(data: bytes) -> LogEntry:
+    """Decode an embedding-log entry; raises EventInvalid."""
+    try:
+        return _log_decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise EventInvalid(f"not an embedding-log entry: {error}") from error

@@ -1,0 +1,225 @@
+"""Typed settings: environment variables `RIVERLENS_*`, then a TOML file, then the defaults below.
+
+The file is `$RIVERLENS_CONFIG`, or `riverlens.toml` in `RIVERLENS_HOME`. Every field has a
+docstring and a row in docs/settings.md; a test fails when either is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from contract.errors import SettingsInvalid
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RIVERLENS_", extra="forbid", use_attribute_docstrings=True, frozen=True
+    )
+
+    home: Path = Path("~/.local/share/riverlens")
+    """Folder of all local state, so that two instances can live side by side."""
+
+    cache: Path = Path("~/.cache/riverlens")
+    """Folder of downloaded weights, broker jars and sample data; shared by all instances."""
+
+    log_format: Literal["console", "json"] = "console"
+    """How log lines look: for people, or one JSON object a line."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """The lowest level that is logged."""
+
+    http_host: str = "127.0.0.1"
+    """Address the HTTP server listens on."""
+
+    http_port: int = Field(8000, ge=1, le=65535)
+    """Port the HTTP server listens on."""
+
+    kafka_bootstrap: str | None = None
+    """`host:port,…` of a Kafka cluster to use. Unset: a local broker is started."""
+
+    kafka_local: Literal["auto", "kafka", "memory"] = "auto"
+    """Which local broker: Apache Kafka, librdkafka's in-memory cluster, or Kafka where it can run."""
+
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """How both Kafka clients connect."""
+
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    """SASL mechanism, with a SASL_* protocol."""
+
+    kafka_sasl_username: str | None = None
+    """SASL user name."""
+
+    kafka_sasl_password: SecretStr | None = None
+    """SASL password; never logged."""
+
+    kafka_ssl_ca_location: Path | None = None
+    """PEM file with the certificate authority of the brokers; unset: the system's."""
+
+    kafka_ssl_certificate_location: Path | None = None
+    """PEM file with the client certificate, for mutual TLS."""
+
+    kafka_ssl_key_location: Path | None = None
+    """PEM file with the client's private key, for mutual TLS."""
+
+    kafka_replication_factor: int = Field(1, ge=1)
+    """Replicas of each topic that Riverlens creates; 3 on a production cluster."""
+
+    kafka_retention_ms: int = Field(-1, ge=-1)
+    """How long `image-events` and dead letters are kept; -1 keeps them for ever."""
+
+    object_store_url: str | None = None
+    """Where picture bytes live: `file:///folder` or `s3://bucket/prefix`. Unset: `objects/` in the home folder."""
+
+    object_store_options: dict[str, str] = {}
+    """Options for the object store client, such as `endpoint`, `region`, `access_key_id`."""
+
+    ray_address: str | None = None
+    """Address of a Ray cluster to use. Unset: a local one is started."""
+
+    collection: str = "images"
+    """Name of the collection that is made at the first start."""
+
+    partitions: int = Field(4, ge=1)
+    """Partitions of a new collection; fixed for its life, and the most shards it can ever have."""
+
+    shards: int = Field(4, ge=1)
+    """Shards of a new collection."""
+
+    replicas: int = Field(1, ge=1)
+    """Replicas of every shard of a new collection."""
+
+    model: str = "offline"
+    """Encoder of a new collection: `offline`, `offline-conse`, or `openclip:ARCHITECTURE:TAG-OR-FILE`."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where encoders run; `auto` takes a GPU when there is one."""
+
+    embedders: int = Field(1, ge=1)
+    """Embedder actors that serve the ingest path."""
+
+    query_embedders: int = Field(1, ge=1)
+    """Embedder actors that encode queries, apart from ingest so that a query never waits behind a batch."""
+
+    embedder_gpus: float = Field(0.0, ge=0)
+    """GPUs each embedder actor claims from Ray; 0 on a machine without."""
+
+    embedder_threads: int = Field(1, ge=1)
+    """CPU threads an embedder uses inside one encode."""
+
+    embed_batch: int = Field(8, ge=1)
+    """Pictures an embedder encodes at a time."""
+
+    ingest_batch: int = Field(16, ge=1)
+    """Most events the stream takes at a time."""
+
+    ingest_batch_wait_s: float = Field(0.05, gt=0)
+    """Longest wait for a batch to fill, in seconds."""
+
+    ingest_batches_in_flight: int = Field(4, ge=1)
+    """Batches that are fetched, decoded and embedded side by side; bounds the worker's memory."""
+
+    decode_threads: int = Field(2, ge=1)
+    """Threads that fetch and decode pictures in a stream worker."""
+
+    max_image_bytes: int = Field(32 * 1024 * 1024, ge=1)
+    """Largest upload in bytes."""
+
+    max_image_pixels: int = Field(64_000_000, ge=1)
+    """Largest picture in pixels, checked before the pixels are decoded."""
+
+    min_image_side: int = Field(8, ge=1)
+    """Shortest side a picture may have, in pixels."""
+
+    fetch_attempts: int = Field(5, ge=1)
+    """Tries to fetch a picture from a failing object store before it becomes a retryable dead letter."""
+
+    search_deadline_ms: int = Field(200, ge=1)
+    """Deadline of the fan-out; a shard that misses it is counted as missing in the answer."""
+
+    search_limit_max: int = Field(1000, ge=1)
+    """Largest `limit` plus `offset` of a search."""
+
+    text_cache: int = Field(10_000, ge=0)
+    """Query vectors kept in memory, keyed by fingerprint and text."""
+
+    wait_searchable_timeout_s: float = Field(60.0, gt=0)
+    """Longest wait of an upload with `wait=searchable`, in seconds."""
+
+    min_receipt_timeout_s: float = Field(5.0, gt=0)
+    """Longest wait of a search with `min_receipt`, in seconds."""
+
+    growing_max: int = Field(1024, ge=1)
+    """Points the exact growing segment holds before the writer drains it into the graph."""
+
+    store_cache_bytes: int = Field(32 * 1024 * 1024, ge=1)
+    """RocksDB block cache of one shard replica, in bytes."""
+
+    store_write_buffer_bytes: int = Field(16 * 1024 * 1024, ge=1)
+    """RocksDB write buffer of one shard replica, in bytes."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Constructor arguments win over the environment, which wins over the file."""
+        home = os.environ.get("RIVERLENS_HOME", str(cls.model_fields["home"].default))
+        file = Path(os.environ.get("RIVERLENS_CONFIG", f"{home}/riverlens.toml")).expanduser()
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file))
+
+    @property
+    def home_path(self) -> Path:
+        """`home`, absolute."""
+        return self.home.expanduser().absolute()
+
+    @property
+    def cache_path(self) -> Path:
+        """`cache`, absolute."""
+        return self.cache.expanduser().absolute()
+
+    @property
+    def objects_url(self) -> str:
+        """URL of the object store in force."""
+        return self.object_store_url or (self.home_path / "objects").as_uri()
+
+    @property
+    def broker_file(self) -> Path:
+        """Where a local broker says how it is reached."""
+        return self.home_path / "run" / "broker.json"
+
+    @property
+    def ray_file(self) -> Path:
+        """Where a local Ray cluster says how it is reached."""
+        return self.home_path / "run" / "ray.json"
+
+    @property
+    def base_url(self) -> str:
+        """URL of the HTTP API as a client on this machine reaches it."""
+        return f"http://{self.http_host}:{self.http_port}"
+
+
+@lru_cache(maxsize=1)
+def load_settings() -> Settings:
+    """Settings of this process; raises SettingsInvalid naming the faulty field."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+        raise SettingsInvalid("; ".join(lines)) from error

@@ -1,0 +1,65 @@
+"""Every metric name and log field name, and the one set-up of structured logs' names.
+
+Nothing else in the repository spells a metric name: dashboards and alerts are generated from here.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from msgspec import Struct
+
+
+class Metric(Struct, frozen=True):
+    """A Prometheus metric: name with its unit, kind, help text and label names."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+EVENTS = Metric("riverlens_ingest_events_total", "counter", "Events taken from image-events, by outcome.", ("outcome",))
+INGEST_STAGE_SECONDS = Metric(
+    "riverlens_ingest_stage_seconds", "histogram", "Time of one ingest stage for one batch.", ("stage",)
+)
+UPLOADS = Metric("riverlens_uploads_total", "counter", "Uploads over HTTP, by status.", ("status",))
+SEARCHES = Metric("riverlens_searches_total", "counter", "Searches, by kind and coverage.", ("kind", "degraded"))
+SEARCH_STAGE_SECONDS = Metric("riverlens_search_stage_seconds", "histogram", "Time of one search stage.", ("stage",))
+QUERY_CACHE = Metric("riverlens_query_cache_total", "counter", "Query-vector cache look-ups.", ("result",))
+SHARDS_TOTAL = Metric("riverlens_shards", "gauge", "Shards of a collection.", ("collection",))
+SHARDS_ANSWERING = Metric("riverlens_shards_answering", "gauge", "Shards that answer.", ("collection",))
+POINTS = Metric("riverlens_points", "gauge", "Searchable points of a shard.", ("collection", "shard"))
+STALENESS_SECONDS = Metric(
+    "riverlens_staleness_seconds", "gauge", "Age of the oldest event a shard has not applied.", ("collection", "shard")
+)
+CONSUMER_LAG = Metric(
+    "riverlens_consumer_lag", "gauge", "Events in image-events a shard has not applied.", ("collection", "shard")
+)
+APPLIED_OFFSET = Metric(
+    "riverlens_applied_offset",
+    "gauge",
+    "Source offset up to which everything is searchable.",
+    ("collection", "partition"),
+)
+
+METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+
+
+class LogField(StrEnum):
+    """Names of the fields of structured log lines."""
+
+    PROCESS = "process"
+    COLLECTION = "collection"
+    SHARD = "shard"
+    REPLICA = "replica"
+    PARTITION = "partition"
+    OFFSET = "offset"
+    IMAGE_ID = "image_id"
+    REQUEST_ID = "request_id"
+    CODE = "code"
+    STAGE = "stage"
+    DURATION_S = "duration_s"
+    COUNT = "count"
+    ERROR = "error"
