@@ -1,0 +1,45 @@
+"""Structured logs of every process: one event per line, to standard output."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from contract.settings import Settings
+from contract.telemetry import LogField
+
+
+def configure(settings: Settings, process: str) -> None:
+    """Route structlog and the standard library's loggers to standard output under one format.
+
+    `process` is the name of the process in the Procfile and stands in every line.
+    """
+    level = logging.getLevelNamesMapping()[settings.log_level]
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: structlog.types.Processor = (
+        structlog.processors.JSONRenderer()
+        if settings.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    structlog.contextvars.bind_contextvars(**{LogField.PROCESS: process})
