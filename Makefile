@@ -1,0 +1,67 @@
+# Every target with a "##" text lists itself in `make help`.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DETACH ?=
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 13); sys.exit(0 if ok else "Riverlens needs Python 3.11 or 3.12; this is " + sys.version.split()[0] + ". Point PYTHON at one: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing the Python packages into $(VENV) (a few minutes the first time) …"
+	$(PIP_INSTALL) -e '.[cpu]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the development packages …"
+	$(PIP_INSTALL) -e '.[cpu,dev]'
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/.installed ## Install what runs the system
+
+.PHONY: demo
+demo: export RIVERLENS_HOME := $(CURDIR)/.demo
+demo: $(VENV)/.installed ## Start everything, index sample pictures, search them (DETACH=1: then stop)
+	$(BIN)/riverlens demo --up $(if $(DETACH),--detach,)
+
+.PHONY: up
+up: $(VENV)/.installed ## Run the whole system in the foreground until Ctrl-C
+	$(BIN)/riverlens up
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## Style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## All tests but the long ones
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+.PHONY: test-unit
+test-unit: $(VENV)/.installed-dev ## Only the tests that start no process
+	$(BIN)/python -m pytest tests/unit tests/property tests/golden tests/test_architecture.py tests/test_docs.py $(PYTEST_ARGS)
+
+.PHONY: test-gpu
+test-gpu: $(VENV)/.installed-dev ## Tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
+
+.PHONY: bench-quality
+bench-quality: $(VENV)/.installed-dev ## Recall and precision of the offline model on held-out pictures
+	$(BIN)/python -m benchmarks.quality
+
+.PHONY: lock
+lock: $(VENV)/.installed-dev ## Write the installed versions into constraints.txt
+	@{ echo "# Versions every machine installs; written by 'make lock'."; $(BIN)/python -m pip freeze --exclude-editable; } > constraints.txt
