@@ -59,11 +59,12 @@ def test_every_make_target_that_is_named_exists() -> None:
 
 
 def test_relative_links_lead_somewhere() -> None:
-    broken = []
-    for page in MARKDOWN:
-        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
-            if "://" not in link and not (page.parent / link).exists():
-                broken.append(f"{page.relative_to(ROOT)}: {link}")
+    broken = [
+        f"{page.relative_to(ROOT)}: {link}"
+        for page in MARKDOWN
+        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
+        if "://" not in link and not (page.parent / link).exists()
+    ]
     assert broken == []
 
 
