@@ -1,0 +1,145 @@
+"""Real pictures with captions and categories, to train the head on and to measure encoders with."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+
+from contract.settings import Settings
+from evaluation.packages import debian_package, npm_package
+
+TUXPAINT: Final = "tuxpaint-stamps-default"
+OPENCLIPART: Final = "openclipart-png"
+SWEETHOME: Final = "sweethome3d-furniture"
+EMOJI: Final = ("emoji-datasource-google", "16.0.0")
+
+_LARGEST_PIXELS: Final = 12_000_000
+_MOST_PICTURES_OF_ONE_TITLE: Final = 3
+_SERIES_TITLE = re.compile(r"collection|icon theme|untitled", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a data set.
+
+    `identity` is unique in its data set; `category` and `sub_category` are its folders; `read` gives
+    the bytes of the file.
+    """
+
+    identity: str
+    caption: str
+    category: str
+    sub_category: str
+    read: Callable[[], bytes] = field(repr=False, compare=False)
+
+
+def tuxpaint(settings: Settings) -> list[Picture]:
+    """Stamps of Tux Paint with their English captions (GPL-2); only ever evaluated on.
+
+    Raster stamps only: the drawn ones (SVG) would need a renderer. The alphabet (`symbols`) is left
+    out, since its captions name no thing.
+    """
+    root = debian_package(settings, TUXPAINT) / "usr/share/tuxpaint/stamps"
+    pictures = []
+    for file in sorted(root.rglob("*.png")):
+        text = file.with_suffix(".txt")
+        folders = file.relative_to(root).parts[:-1]
+        if folders[0] == "symbols" or not text.exists():
+            continue
+        caption = text.read_text(encoding="utf-8").partition("\n")[0].strip()
+        kinds = [folder for folder in folders if folder != "cartoon"]
+        pictures.append(Picture(str(file.relative_to(root)), caption, folders[0], "/".join(kinds[:3]), file.read_bytes))
+    return pictures
+
+
+def openclipart(settings: Settings) -> list[Picture]:
+    """Open Clip Art with usable titles (public domain).
+
+    Titles that more than three pictures share name a series, not a picture, and are left out with
+    their pictures; so are symbolic links (duplicates) and pictures above 12 megapixels.
+    """
+    root = debian_package(settings, OPENCLIPART) / "usr/share/openclipart/png"
+    titled: list[tuple[Path, str]] = []
+    for file in sorted(root.rglob("*.png")):
+        if not file.is_symlink():
+            title = _png_title(file)
+            if title:
+                titled.append((file, title))
+    counts = Counter(title.lower() for _, title in titled)
+    return [
+        Picture(str(name), title, name.parts[0], "/".join(name.parts[:-1][:2]), file.read_bytes)
+        for file, title in titled
+        if counts[title.lower()] <= _MOST_PICTURES_OF_ONE_TITLE and not _SERIES_TITLE.search(title)
+        for name in [file.relative_to(root)]
+    ]
+
+
+def sweethome(settings: Settings) -> list[Picture]:
+    """Rendered furniture of Sweet Home 3D with its names (public domain and CC-BY 3.0)."""
+    root = debian_package(settings, SWEETHOME) / "usr/share/sweethome3d/furniture"
+    pictures = []
+    for catalogue in sorted(root.glob("*.sh3f")):
+        with zipfile.ZipFile(catalogue) as archive:
+            members = set(archive.namelist())
+            lines = archive.read("PluginFurnitureCatalog.properties").decode("latin-1").splitlines()
+        pieces: dict[int, dict[str, str]] = {}
+        for line in lines:
+            if match := re.match(r"(\w+)#(\d+)\s*=\s*(.*)", line):
+                pieces.setdefault(int(match[2]), {})[match[1]] = match[3].strip()
+        for number, piece in sorted(pieces.items()):
+            icon = piece.get("icon", "").lstrip("/")
+            if icon in members and piece.get("name"):
+                category = piece.get("category", "")
+                read = partial(_read_member, catalogue, icon)
+                pictures.append(Picture(f"{catalogue.name}#{number}", piece["name"], category, category, read))
+    return pictures
+
+
+def emoji(settings: Settings) -> list[Picture]:
+    """Noto emoji with their names (Apache-2.0), without flags."""
+    root = npm_package(settings, *EMOJI) / "package"
+    pictures = []
+    for entry in json.loads((root / "emoji.json").read_text(encoding="utf-8")):
+        file = root / "img/google/64" / entry["image"]
+        if entry["category"] in {"Flags", "Component"} or not entry["has_img_google"] or not file.exists():
+            continue
+        name = (entry["name"] or entry["short_name"]).lower().replace("-", " ")
+        pictures.append(Picture(entry["image"], name, entry["category"], entry["subcategory"], file.read_bytes))
+    return pictures
+
+
+def content_sha256(pictures: Iterable[Picture]) -> str:
+    """Hash of a data set: identities, captions, categories and bytes, in order."""
+    digest = hashlib.sha256()
+    for picture in pictures:
+        labels = json.dumps([picture.identity, picture.caption, picture.category, picture.sub_category])
+        digest.update(labels.encode())
+        digest.update(hashlib.sha256(picture.read()).digest())
+    return digest.hexdigest()
+
+
+def _png_title(file: Path) -> str:
+    """Title in a PNG's text chunks, or "" where there is none or the picture is too large to use."""
+    try:
+        with Image.open(file) as image:
+            if image.width * image.height > _LARGEST_PIXELS:
+                return ""
+            return html.unescape(str(image.info.get("Title", ""))).strip()
+    except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return ""
+
+
+def _read_member(archive: Path, member: str) -> bytes:
+    with zipfile.ZipFile(archive) as opened:
+        return opened.read(member)
