@@ -84,7 +84,8 @@ class Head:
 
     def visual(self, clip: FloatMatrix) -> FloatMatrix:
         """Principal components of CLIP features (n, 512): (n, 128) float32, L2-normalised."""
-        return l2_normalise((l2_normalise(clip) - self.pca_mean) @ self.pca_components.T)
+        centred: FloatMatrix = l2_normalise(clip) - self.pca_mean
+        return l2_normalise(centred @ self.pca_components.T)
 
 
 def conse(logits: FloatMatrix, class_embeddings: FloatMatrix) -> FloatMatrix:
@@ -103,7 +104,8 @@ def conse(logits: FloatMatrix, class_embeddings: FloatMatrix) -> FloatMatrix:
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :CONSE_CLASSES]
     weights = np.take_along_axis(probabilities, best, axis=1)
     weights = weights / weights.sum(axis=1, keepdims=True)
-    return l2_normalise(np.einsum("nt,ntd->nd", weights, class_embeddings[best]).astype(np.float32))
+    averaged = np.einsum("nt,ntd->nd", weights, class_embeddings[best])
+    return l2_normalise(averaged.astype(np.float32))
 
 
 def scaled_clip(clip: FloatMatrix) -> FloatMatrix:

@@ -151,8 +151,8 @@ def _grey(values: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> Image.I
 
 def _fit(image: Image.Image, spec: PreprocessSpec, resample: Image.Resampling) -> Image.Image:
     inner = max(1, int(spec.size * (1.0 - 2.0 * spec.padding)))
-    ratio = inner / max(image.size)
-    fitted = image.resize((max(1, round(image.width * ratio)), max(1, round(image.height * ratio))), resample)
+    ratio = max(image.size) / inner
+    fitted = image.resize((max(1, round(image.width / ratio)), max(1, round(image.height / ratio))), resample)
     canvas = Image.new("RGB", (spec.size, spec.size), spec.background)
     canvas.paste(fitted, ((spec.size - fitted.width) // 2, (spec.size - fitted.height) // 2))
     return canvas
