@@ -1,0 +1,61 @@
+"""`riverlens status`: shards, embedders, offsets, lag and staleness as tables."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.table import Table
+
+from serving.cli.output import console
+from serving.client import RiverlensClient
+
+
+def print_status(client: RiverlensClient, collection: str | None, *, as_json: bool) -> None:
+    """Print the state of one collection, or of all; raises ServerUnreachable."""
+    missing = client.ready()
+    names = [collection] if collection else [one["name"] for one in client.collections()]
+    found = [client.collection(name) for name in names]
+    if as_json:
+        console.print_json(json.dumps({"ready": missing is None, "missing": missing, "collections": found}))
+        return
+    console.print(
+        f"{client.base_url}: " + ("[green]ready[/]" if missing is None else f"[yellow]not ready[/]: {missing}")
+    )
+    for one in found:
+        _print_collection(one)
+
+
+def _print_collection(one: dict[str, Any]) -> None:
+    console.print(
+        f"\n[bold]{one['name']}[/]  {one['points']} points · model {one['model']} · fingerprint {one['fingerprint']} · "
+        f"{one['dimension']} dimensions",
+        highlight=False,
+    )
+    shards = Table("shard", "replica", "state", "pid", "points", "growing", "lag", "staleness", show_edge=False)
+    shards.add_column("applied offset / high watermark by partition")
+    for shard in one["shards"]:
+        marks = shard.get("high_watermarks", {})
+        offsets = "  ".join(
+            f"{p}: {o}/{marks.get(p, '?')}" for p, o in sorted(shard.get("applied_offsets", {}).items())
+        )
+        state = shard["state"] if not shard.get("error") else f"{shard['state']}: {shard['error']}"
+        cells = (shard["shard"], shard["replica"], state, shard.get("pid"), shard.get("points"), shard.get("growing"))
+        staleness = shard.get("staleness_s")
+        shards.add_row(
+            *("" if cell is None else str(cell) for cell in (*cells, shard.get("consumer_lag"))),
+            "" if staleness is None else f"{staleness:.1f} s",
+            offsets,
+        )
+    console.print(shards)
+    embedders = Table("embedder", "state", "device", "pictures", "texts", show_edge=False)
+    for embedder in one.get("embedders", []):
+        embedders.add_row(
+            f"{embedder['role']}/{embedder['index']}",
+            embedder["state"] if not embedder.get("error") else f"{embedder['state']}: {embedder['error']}",
+            str(embedder.get("device") or ""),
+            str(embedder.get("images_encoded", "")),
+            str(embedder.get("texts_encoded", "")),
+        )
+    if embedders.row_count:
+        console.print(embedders)
