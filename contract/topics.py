@@ -18,6 +18,10 @@ _COLLECTION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 # Tombstones outlive the longest time a shard may be away and still resume from its own offset.
 TOMBSTONE_RETENTION_MS = 7 * 24 * 3600 * 1000
 
+# Records that wrap a whole event (a dead letter, a point) are larger than the event, whose own
+# topic keeps Kafka's default limit of 1 MiB.
+WRAPPED_RECORD_BYTES_MAX = 4 * 1024 * 1024
+
 
 class TopicSpec(Struct, frozen=True):
     """The shape a topic must have. `config` holds Kafka topic settings by their Kafka names."""
@@ -124,7 +128,11 @@ def embedding_log_spec(collection: str, partitions: int) -> TopicSpec:
     return TopicSpec(
         embedding_log_topic(collection),
         partitions,
-        {"cleanup.policy": "compact", "delete.retention.ms": str(TOMBSTONE_RETENTION_MS)},
+        {
+            "cleanup.policy": "compact",
+            "delete.retention.ms": str(TOMBSTONE_RETENTION_MS),
+            "max.message.bytes": str(WRAPPED_RECORD_BYTES_MAX),
+        },
     )
 
 
@@ -132,6 +140,14 @@ def system_topic_specs(retention_ms: int) -> tuple[TopicSpec, ...]:
     """Shapes of the topics that belong to no single collection."""
     return (
         TopicSpec(COLLECTIONS_TOPIC, 1, {"cleanup.policy": "compact"}),
-        TopicSpec(DEAD_LETTER_TOPIC, 1, {"cleanup.policy": "delete", "retention.ms": str(retention_ms)}),
+        TopicSpec(
+            DEAD_LETTER_TOPIC,
+            1,
+            {
+                "cleanup.policy": "delete",
+                "retention.ms": str(retention_ms),
+                "max.message.bytes": str(WRAPPED_RECORD_BYTES_MAX),
+            },
+        ),
         TopicSpec(CLICKS_TOPIC, 1, {"cleanup.policy": "delete", "retention.ms": str(retention_ms)}),
     )

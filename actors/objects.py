@@ -1,0 +1,116 @@
+"""Picture bytes: one object store client for `file://` and `s3://`."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import LocalStore, from_url
+
+from contract.errors import ImageTooLarge, InvalidRequest, ObjectMissing, ObjectStoreUnavailable, SettingsInvalid
+from contract.settings import Settings
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+# The callers retry with their own patience; the client's own retries only bridge a hiccup.
+_CLIENT: Final[ClientConfig] = {"timeout": timedelta(seconds=30), "connect_timeout": timedelta(seconds=5)}
+_RETRY: Final[RetryConfig] = {"max_retries": 1, "retry_timeout": timedelta(seconds=10)}
+# A key that cannot be parsed (ValueError) names nothing either.
+_ABSENT: Final = (FileNotFoundError, NotFoundError, ValueError)
+
+
+def image_key(collection: str, sha256: str) -> str:
+    """Key of a picture's bytes; equal bytes share one object."""
+    return f"images/{collection}/{sha256[:2]}/{sha256}"
+
+
+def thumbnail_key(collection: str, sha256: str, size: int) -> str:
+    """Key of a thumbnail whose longer side is `size` pixels."""
+    return f"thumbnails/{collection}/{size}/{sha256[:2]}/{sha256}"
+
+
+class ObjectStore:
+    """Bytes by key under `settings.objects_url`. Safe to use from several asyncio loops.
+
+    Every method may raise ObjectStoreUnavailable (retryable).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        url = settings.objects_url
+        scheme = urlsplit(url).scheme
+        options = dict(settings.object_store_options)
+        self._keeps_content_type = scheme != "file"
+        self._store: Any
+        try:
+            if scheme == "file":
+                self._store = LocalStore(Path(unquote(urlsplit(url).path)), mkdir=True)
+            elif scheme == "s3":
+                client: ClientConfig = {**_CLIENT, "allow_http": options.get("endpoint", "").startswith("http:")}
+                self._store = from_url(url, config=options, client_options=client, retry_config=_RETRY)  # type: ignore[call-overload]
+            else:
+                raise SettingsInvalid(f"object_store_url: {url!r} must begin with file:// or s3://")
+        except (BaseError, OSError, ValueError) as error:
+            raise SettingsInvalid(f"object_store_url or object_store_options: {_first_line(error)}") from error
+
+    async def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
+        """Store bytes under a key, replacing what was there at once or not at all.
+
+        `content_type` is kept by s3:// and not by file://. Raises InvalidRequest for a malformed key.
+        """
+        attributes = {"Content-Type": content_type} if content_type and self._keeps_content_type else None
+        try:
+            await obstore.put_async(self._store, key, data, attributes=attributes)
+        except ValueError as error:
+            raise InvalidRequest(f"{key!r} cannot be a key: {_first_line(error)}") from error
+        except (BaseError, OSError) as error:
+            raise ObjectStoreUnavailable(f"storing {key}: {_first_line(error)}") from error
+
+    async def get(self, key: str, max_bytes: int | None = None) -> bytes:
+        """The bytes under a key.
+
+        Raises:
+            ObjectMissing: there is no such key.
+            ImageTooLarge: there are more than `max_bytes`; they are not read then.
+        """
+        if not key:
+            raise ObjectMissing("the empty key names no object")
+        try:
+            answer = await obstore.get_async(self._store, key)
+            size = answer.meta["size"]
+            if max_bytes is not None and size > max_bytes:
+                raise ImageTooLarge(f"{key} has {size} bytes; at most {max_bytes} are accepted")
+            # The copy out of the buffer is of megabytes at the most, so it stays on the loop.
+            return bytes(await answer.bytes_async())
+        except _ABSENT as error:
+            raise ObjectMissing(f"there is no object {key}") from error
+        except (BaseError, OSError) as error:
+            raise ObjectStoreUnavailable(f"fetching {key}: {_first_line(error)}") from error
+
+    async def delete(self, key: str) -> None:
+        """Remove a key; a key that is not there is fine."""
+        try:
+            await obstore.delete_async(self._store, key)
+        except _ABSENT:
+            return
+        except (BaseError, OSError) as error:
+            raise ObjectStoreUnavailable(f"deleting {key}: {_first_line(error)}") from error
+
+    async def exists(self, key: str) -> bool:
+        """Whether there are bytes under a key."""
+        try:
+            await obstore.head_async(self._store, key)
+        except _ABSENT:
+            return False
+        except (BaseError, OSError) as error:
+            raise ObjectStoreUnavailable(f"looking for {key}: {_first_line(error)}") from error
+        return True
+
+
+def _first_line(error: Exception) -> str:
+    """The message without the client's many lines of debug output."""
+    return str(error).strip().split("\n", 1)[0]
