@@ -65,3 +65,7 @@ bench-quality: $(VENV)/.installed-dev ## Recall and precision of the offline mod
 .PHONY: lock
 lock: $(VENV)/.installed-dev ## Write the installed versions into constraints.txt
 	@{ echo "# Versions every machine installs; written by 'make lock'."; $(BIN)/python -m pip freeze --exclude-editable; } > constraints.txt
+
+.PHONY: bench-serving
+bench-serving: $(VENV)/.installed-dev ## Queries per second, and upload to searchable, on a system of its own
+	$(BIN)/python -m benchmarks.serving

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,14 @@ import httpx
 
 Answer = TypeVar("Answer")
 RIVERLENS = str(Path(sys.executable).parent / "riverlens")
+
+
+def kafka_can_run() -> bool:
+    """Whether a Java for the local Kafka is on this machine (its jars are then fetched or fail loudly)."""
+    if shutil.which("java") is None or shutil.which("mvn") is None:
+        return False
+    version = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
+    return any(f'"{major}' in version for major in range(17, 40))
 
 
 def free_port() -> int:

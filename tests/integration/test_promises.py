@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import kafka_can_run
 from tests.integration.pictures import new_picture
-from tests.integration.system import RunningSystem, eventually
+from tests.integration.system import RunningSystem, eventually, kafka_can_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 

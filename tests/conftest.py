@@ -1,10 +1,9 @@
-"""The running systems the integration tests share."""
+"""The running systems that the integration and browser tests share."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,15 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.pictures import sample_pictures
-from tests.integration.system import RunningSystem
-
-
-def kafka_can_run() -> bool:
-    """Whether a Java for the local Kafka is on this machine (its jars are then fetched or fail loudly)."""
-    if shutil.which("java") is None or shutil.which("mvn") is None:
-        return False
-    version = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
-    return any(f'"{major}' in version for major in range(17, 40))
+from tests.integration.system import RunningSystem, kafka_can_run
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,49 @@
+"""A whole Riverlens of the benchmark's own: fresh home folder, free port, sample pictures indexed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from serving.client import RiverlensClient
+
+ROOT = Path(__file__).parent.parent
+_READY_WITHIN_S = 300.0
+
+
+@contextlib.contextmanager
+def running_system() -> Iterator[RiverlensClient]:
+    """Start everything, index `samples/`, yield a client, stop everything."""
+    home = Path(tempfile.mkdtemp(prefix="rl-bench-"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "RIVERLENS_HOME": str(home), "RIVERLENS_HTTP_PORT": str(port)}
+    command = [sys.executable, "-m", "serving.cli"]
+    with (home / "up.log").open("wb") as log:
+        system = subprocess.Popen(
+            [*command, "up"], env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        with RiverlensClient(f"http://127.0.0.1:{port}") as client:
+            deadline, pause = time.monotonic() + _READY_WITHIN_S, threading.Event()
+            while (missing := client.ready()) is not None:
+                if system.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"not ready: {missing}\n{(home / 'up.log').read_text()[-4000:]}")
+                pause.wait(0.5)
+            subprocess.run([*command, "index", str(ROOT / "samples" / "captions.csv")], env=environment, check=True)
+            yield client
+    finally:
+        system.send_signal(signal.SIGINT)
+        system.wait(180)
+        shutil.rmtree(home)
