@@ -6,6 +6,8 @@ import hashlib
 import html
 import json
 import re
+import shutil
+import subprocess
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,13 +19,14 @@ from typing import Final
 from PIL import Image
 
 from contract.settings import Settings
-from evaluation.packages import debian_package, npm_package
+from evaluation.packages import DatasetUnavailable, debian_package, npm_package
 
 TUXPAINT: Final = "tuxpaint-stamps-default"
 OPENCLIPART: Final = "openclipart-png"
 SWEETHOME: Final = "sweethome3d-furniture"
 EMOJI: Final = ("emoji-datasource-google", "16.0.0")
 
+_RENDERED_SIDE: Final = 256
 _LARGEST_PIXELS: Final = 12_000_000
 _MOST_PICTURES_OF_ONE_TITLE: Final = 3
 _SERIES_TITLE = re.compile(r"collection|icon theme|untitled", re.IGNORECASE)
@@ -47,19 +50,26 @@ class Picture:
 def tuxpaint(settings: Settings) -> list[Picture]:
     """Stamps of Tux Paint with their English captions (GPL-2); only ever evaluated on.
 
-    Raster stamps only: the drawn ones (SVG) would need a renderer. The alphabet (`symbols`) is left
-    out, since its captions name no thing.
+    Drawn stamps (SVG) are rendered with `rsvg-convert`; where that is missing they are left out, which
+    leaves the raster stamps. A stamp that comes in both forms counts once. The alphabet (`symbols`) is
+    left out, since its captions name no thing.
     """
     root = debian_package(settings, TUXPAINT) / "usr/share/tuxpaint/stamps"
+    renderer = shutil.which("rsvg-convert")
+    rendered = settings.cache_path / "datasets" / f"{TUXPAINT}-rendered-{_RENDERED_SIDE}"
     pictures = []
-    for file in sorted(root.rglob("*.png")):
-        text = file.with_suffix(".txt")
-        folders = file.relative_to(root).parts[:-1]
-        if folders[0] == "symbols" or not text.exists():
+    stamps: set[Path] = set()
+    for file in [*sorted(root.rglob("*.png")), *(sorted(root.rglob("*.svg")) if renderer else [])]:
+        name, text = file.relative_to(root), file.with_suffix(".txt")
+        if name.parts[0] == "symbols" or not text.exists() or name.with_suffix("") in stamps:
             continue
+        stamps.add(name.with_suffix(""))
         caption = text.read_text(encoding="utf-8").partition("\n")[0].strip()
-        kinds = [folder for folder in folders if folder != "cartoon"]
-        pictures.append(Picture(str(file.relative_to(root)), caption, folders[0], "/".join(kinds[:3]), file.read_bytes))
+        kinds = [folder for folder in name.parts[:-1] if folder != "cartoon"]
+        read = file.read_bytes
+        if renderer and file.suffix == ".svg":
+            read = partial(_render, renderer, file, rendered / name.with_suffix(".png"))
+        pictures.append(Picture(str(name), caption, name.parts[0], "/".join(kinds[:3]), read))
     return pictures
 
 
@@ -143,3 +153,15 @@ def _png_title(file: Path) -> str:
 def _read_member(archive: Path, member: str) -> bytes:
     with zipfile.ZipFile(archive) as opened:
         return opened.read(member)
+
+
+def _render(renderer: str, drawing: Path, target: Path) -> bytes:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        side = str(_RENDERED_SIDE)
+        command = [renderer, "--keep-aspect-ratio", "--width", side, "--height", side, str(drawing)]
+        result = subprocess.run(command, capture_output=True, check=False, timeout=60)  # noqa: S603
+        if result.returncode != 0:
+            raise DatasetUnavailable(f"{drawing.name} cannot be rendered: {result.stderr.decode(errors='replace')}")
+        target.write_bytes(result.stdout)
+    return target.read_bytes()
