@@ -15,17 +15,17 @@ def results(quality: Quality) -> list[Result]:
     """Figures of the result file; recall and precision between 0 and 1."""
     found = quality.text_to_image
     return [
-        {"name": "text_to_image_recall_at_1", "value": round(found.recall_at_1, 4), "unit": "1"},
-        {"name": "text_to_image_recall_at_5", "value": round(found.recall_at_5, 4), "unit": "1"},
-        {"name": "text_to_image_recall_at_10", "value": round(found.recall_at_10, 4), "unit": "1"},
-        {"name": "text_to_image_mrr", "value": round(found.mrr, 4), "unit": "1"},
-        {"name": "image_to_image_precision_at_10", "value": round(quality.image_to_image, 4), "unit": "1"},
-        {"name": "pictures", "value": found.pictures, "unit": "count"},
-        {"name": "pictures_rendered_from_svg", "value": quality.drawn_pictures, "unit": "count"},
-        {"name": "text_queries", "value": found.queries, "unit": "count"},
-        {"name": "image_queries", "value": quality.image_queries, "unit": "count"},
-        {"name": "images_encoded_per_s", "value": round(quality.images_per_s, 2), "unit": "images/s"},
-        {"name": "texts_encoded_per_s", "value": round(quality.texts_per_s, 1), "unit": "texts/s"},
+        Result("text_to_image_recall_at_1", round(found.recall_at_1, 4), "1"),
+        Result("text_to_image_recall_at_5", round(found.recall_at_5, 4), "1"),
+        Result("text_to_image_recall_at_10", round(found.recall_at_10, 4), "1"),
+        Result("text_to_image_mrr", round(found.mrr, 4), "1"),
+        Result("image_to_image_precision_at_10", round(quality.image_to_image, 4), "1"),
+        Result("pictures", found.pictures, "1"),
+        Result("pictures_rendered_from_svg", quality.drawn_pictures, "1"),
+        Result("text_queries", found.queries, "1"),
+        Result("image_queries", quality.image_queries, "1"),
+        Result("images_encoded_per_s", round(quality.images_per_s, 2), "1/s"),
+        Result("texts_encoded_per_s", round(quality.texts_per_s, 1), "1/s"),
     ]
 
 

@@ -9,13 +9,13 @@ import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import Final, NamedTuple
 
 RESULTS: Final = Path(__file__).parent / "results"
 
 
-class Result(TypedDict):
-    """One figure. `unit` is `1` for a plain ratio, else such as `ms`, `bytes`, `queries/s`."""
+class Result(NamedTuple):
+    """One figure. `unit` is `1` for a ratio or a number of things, else such as `ms`, `bytes`, `1/s`."""
 
     name: str
     value: float
@@ -48,7 +48,7 @@ def write(
         "seed": seed,
         "data_sha256": data_sha256,
         "started_at": (started_at or datetime.now(UTC)).isoformat(timespec="seconds"),
-        "results": list(results),
+        "results": [result._asdict() for result in results],
     }
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
