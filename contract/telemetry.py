@@ -63,3 +63,6 @@ class LogField(StrEnum):
     DURATION_S = "duration_s"
     COUNT = "count"
     ERROR = "error"
+    METHOD = "method"
+    ROUTE = "route"
+    STATUS = "status"

@@ -1,0 +1,64 @@
+"""The Serve deployment: one replica of the API, built from the settings it is given."""
+
+from __future__ import annotations
+
+from ray import serve
+from starlette.types import ASGIApp
+
+from actors.handles import EmbedderClient, ShardClient
+from actors.log.producer import LogProducer
+from actors.log.registry import CollectionRegistry
+from actors.logs import configure
+from actors.messages import EmbedderRole
+from actors.objects import ObjectStore
+from contract.events import CollectionSpec
+from contract.settings import Settings
+from serving.admin import KafkaCollectionAdmin
+from serving.app import create_app
+from serving.dependencies import Dependencies
+
+# Uploads that wait for their receipt hold a slot each; searches must still get through.
+_MAX_ONGOING_REQUESTS = 1000
+# Longer than a search, shorter than the time `riverlens up` gives the process to stop.
+_GRACE_S = 5.0
+
+
+def connect_dependencies(settings: Settings) -> Dependencies:
+    """The real dependencies, in a process that has joined Ray. Raises BrokerUnavailable, SettingsInvalid."""
+    registry = CollectionRegistry(settings)
+
+    def make_shard(spec: CollectionSpec, shard: int, replica: int) -> ShardClient:
+        return ShardClient(spec.name, spec.incarnation, shard, replica)
+
+    def make_embedder(model: str, role: EmbedderRole, count: int) -> EmbedderClient:
+        return EmbedderClient(model, role, count)
+
+    return Dependencies(
+        settings=settings,
+        registry=registry,
+        admin=KafkaCollectionAdmin(settings, registry),
+        events=LogProducer(settings, "riverlens-api"),
+        objects=ObjectStore(settings),
+        make_embedder=make_embedder,
+        make_shard=make_shard,
+    )
+
+
+@serve.deployment(
+    name="api",
+    max_ongoing_requests=_MAX_ONGOING_REQUESTS,
+    graceful_shutdown_timeout_s=_GRACE_S,
+    graceful_shutdown_wait_loop_s=0.1,
+    health_check_period_s=5,
+)
+@serve.ingress()
+class Api:
+    """Serves the FastAPI app. The settings travel as an argument: its process has none of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        configure(settings, "api")
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Build the app in the replica's own process; Serve calls this once after the constructor."""
+        return create_app(connect_dependencies(self._settings))

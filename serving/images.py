@@ -1,0 +1,173 @@
+"""Reads and changes of single images."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+import structlog
+
+from actors.messages import PointState
+from actors.objects import thumbnail_key
+from contract.errors import BrokerUnavailable, NotFound, NotSearchableInTime, ObjectMissing, ObjectStoreUnavailable
+from contract.events import ImageDeleted, PayloadUpdated
+from contract.settings import Settings
+from contract.telemetry import LogField
+from serving.catalog import ServedCollection
+from serving.dependencies import CollectionAdmin, EventLog, Objects
+from serving.events import await_applied, deletion, log_event, payload_update
+from serving.pictures import THUMBNAIL_TYPE, sniff, thumbnail
+from serving.schemas import ChangeAnswer, ImageAnswer, ReceiptBody, Rejection
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Bytes of a picture or a thumbnail, as they are sent."""
+
+    data: bytes
+    content_type: str
+    etag: str
+
+
+class Images:
+    """Single images of any collection."""
+
+    def __init__(self, settings: Settings, events: EventLog, objects: Objects, admin: CollectionAdmin) -> None:
+        self._settings = settings
+        self._events = events
+        self._objects = objects
+        self._admin = admin
+
+    async def describe(self, collection: ServedCollection, image_id: str) -> ImageAnswer:
+        """Payload and state. Raises NotFound for an id that was never uploaded, or is deleted."""
+        point = await self._find(collection, image_id)
+        partition = collection.partition(image_id)
+        if point is None:
+            return ImageAnswer(id=image_id, state="logged", partition=partition, source_offset=None)
+        rejection = None
+        if point.rejection_offset is not None:
+            rejection = Rejection(
+                code=point.rejection_code or "", reason=point.rejection_reason or "", offset=point.rejection_offset
+            )
+        return ImageAnswer(
+            id=image_id,
+            state="searchable" if point.state == "searchable" else "rejected",
+            partition=partition,
+            source_offset=point.source_offset,
+            payload=None if point.payload is None else msgspec.json.decode(point.payload),
+            sha256=point.sha256,
+            content_type=point.content_type,
+            file_name=point.file_name,
+            width=point.width,
+            height=point.height,
+            rejection=rejection,
+        )
+
+    async def delete(
+        self, collection: ServedCollection, image_id: str, wait: Literal["logged", "searchable"], request_id: str
+    ) -> ChangeAnswer:
+        """Delete an image. Raises NotFound for an id that is not there; nothing is logged then."""
+        await self._find(collection, image_id)
+        return await self._change(collection, deletion(collection, image_id, request_id), wait)
+
+    async def update_payload(
+        self,
+        collection: ServedCollection,
+        image_id: str,
+        payload: dict[str, object],
+        wait: Literal["logged", "searchable"],
+        request_id: str,
+    ) -> ChangeAnswer:
+        """Replace the payload as a whole. Raises NotFound for an id that is not there."""
+        await self._find(collection, image_id)
+        return await self._change(collection, payload_update(collection, image_id, payload, request_id), wait)
+
+    async def content(self, collection: ServedCollection, image_id: str, size: int | None) -> Content:
+        """The picture, or a thumbnail whose longer side has at most `size` pixels.
+
+        Raises:
+            NotFound: unknown, deleted or rejected.
+            NotSearchableInTime: the shard has not caught up within the wait; retryable.
+            ObjectMissing, ObjectStoreUnavailable.
+        """
+        point = await self._find(collection, image_id)
+        if point is None:
+            raise NotSearchableInTime(f"the shard of image {image_id!r} has not caught up yet")
+        if point.state != "searchable" or point.object_key is None or point.sha256 is None:
+            raise NotFound(f"image {image_id!r} was rejected; there is no picture to show")
+        if size is not None:
+            return await self._thumbnail(collection, point.object_key, point.sha256, size)
+        data = await self._objects.get(point.object_key)
+        # The bytes decide what they are, never the uploader: a page dressed as a picture must not run.
+        return Content(data, sniff(data) or "application/octet-stream", point.sha256)
+
+    async def _thumbnail(self, collection: ServedCollection, object_key: str, sha256: str, size: int) -> Content:
+        key = thumbnail_key(collection.spec.name, sha256, size)
+        try:
+            data = await self._objects.get(key)
+        except ObjectMissing:
+            original = await self._objects.get(object_key)
+            data = await asyncio.to_thread(thumbnail, original, size, self._settings)
+            try:
+                await self._objects.put(key, data, THUMBNAIL_TYPE)
+            except ObjectStoreUnavailable as error:
+                # The thumbnail is made anew next time; this answer has it.
+                _log.warning("thumbnail not kept", **{LogField.ERROR: error.detail})
+        return Content(data, THUMBNAIL_TYPE, f"{sha256}-{size}")
+
+    async def _change(
+        self,
+        collection: ServedCollection,
+        event: ImageDeleted | PayloadUpdated,
+        wait: Literal["logged", "searchable"],
+    ) -> ChangeAnswer:
+        receipt = await log_event(self._events, collection, event)
+        if wait == "searchable":
+            await await_applied(collection, receipt, self._settings.wait_searchable_timeout_s)
+        return ChangeAnswer(
+            id=event.image_id,
+            status="applied" if wait == "searchable" else "logged",
+            receipt=ReceiptBody(partition=receipt.partition, offset=receipt.offset),
+        )
+
+    async def _find(self, collection: ServedCollection, image_id: str) -> PointState | None:
+        """What the shard knows of an image that is there; None when the shard is too far behind to tell.
+
+        An id the shard does not have may have been logged a moment ago, so the shard is given time
+        to apply everything logged by now before the id counts as unknown.
+        """
+        partition = collection.partition(image_id)
+        point = await self._fetch(collection, image_id, partition)
+        if _present(point):
+            return point
+        caught_up = await self._catch_up(collection, partition)
+        point = await self._fetch(collection, image_id, partition)
+        if _present(point):
+            return point
+        if not caught_up and point is None:
+            return None
+        raise NotFound(f"there is no image {image_id!r} in collection {collection.spec.name!r}")
+
+    async def _fetch(self, collection: ServedCollection, image_id: str, partition: int) -> PointState | None:
+        (point,) = await collection.ask(partition, lambda shard: shard.fetch([image_id]))
+        return point
+
+    async def _catch_up(self, collection: ServedCollection, partition: int) -> bool:
+        """Whether the shard has applied everything that is in the partition now, within a bounded wait."""
+        spec = collection.spec
+        try:
+            end = await asyncio.to_thread(self._admin.source_end, spec.name, partition)
+        except BrokerUnavailable as error:
+            _log.warning("high watermark unknown", **{LogField.COLLECTION: spec.name, LogField.ERROR: error.detail})
+            return False
+        if end == 0:
+            return True
+        return await collection.wait_applied(partition, end - 1, self._settings.min_receipt_timeout_s)
+
+
+def _present(point: PointState | None) -> bool:
+    return point is not None and point.state != "deleted"

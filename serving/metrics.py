@@ -1,0 +1,61 @@
+"""Prometheus metrics of the API, under the names of contract.telemetry."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from actors.messages import ShardStatus
+from contract import telemetry
+from contract.telemetry import Metric
+
+# From a cached text on a small collection to a search that waits for its receipt.
+_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """The metrics of one app, in a registry of its own."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.uploads = self._counter(telemetry.UPLOADS)
+        self.searches = self._counter(telemetry.SEARCHES)
+        self.query_cache = self._counter(telemetry.QUERY_CACHE)
+        stages = telemetry.SEARCH_STAGE_SECONDS
+        self.search_stage = Histogram(
+            stages.name, stages.help, stages.labels, buckets=_BUCKETS_S, registry=self._registry
+        )
+        self._shards = self._gauge(telemetry.SHARDS_TOTAL)
+        self._answering = self._gauge(telemetry.SHARDS_ANSWERING)
+        self._points = self._gauge(telemetry.POINTS)
+        self._staleness = self._gauge(telemetry.STALENESS_SECONDS)
+        self._lag = self._gauge(telemetry.CONSUMER_LAG)
+        self._applied = self._gauge(telemetry.APPLIED_OFFSET)
+
+    def _counter(self, metric: Metric) -> Counter:
+        return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
+
+    def _gauge(self, metric: Metric) -> Gauge:
+        return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
+
+    def clear_shards(self) -> None:
+        """Forget what was said of shards, so that a dropped collection leaves the page."""
+        for gauge in (self._shards, self._answering, self._points, self._staleness, self._lag, self._applied):
+            gauge.clear()
+
+    def observe_shards(self, collection: str, shards_total: int, answering: dict[int, ShardStatus]) -> None:
+        """Set the gauges of one collection; `answering` holds one status per shard that answered."""
+        self._shards.labels(collection).set(shards_total)
+        self._answering.labels(collection).set(len(answering))
+        for shard, status in answering.items():
+            self._points.labels(collection, str(shard)).set(status.points)
+            self._staleness.labels(collection, str(shard)).set(status.freshness.staleness_s)
+            self._lag.labels(collection, str(shard)).set(status.consumer_lag)
+            for partition, offset in status.freshness.applied_offsets.items():
+                self._applied.labels(collection, str(partition)).set(offset)
+
+    def render(self) -> bytes:
+        """The page in Prometheus's text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,88 @@
+"""The parts of one running app, and how a route gets at them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, Path, Query, Request
+
+from contract.topics import check_collection_name
+from serving.catalog import Catalog, ServedCollection
+from serving.dependencies import Dependencies
+from serving.images import Images
+from serving.metrics import Metrics
+from serving.query import QueryEncoder
+from serving.search import Searcher
+from serving.state import SystemState
+from serving.upload import Uploader
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything the routes call."""
+
+    dependencies: Dependencies
+    catalog: Catalog
+    metrics: Metrics
+    uploader: Uploader
+    images: Images
+    searcher: Searcher
+    state: SystemState
+
+
+def assemble(dependencies: Dependencies) -> Parts:
+    """Build the parts of one app from what it depends on."""
+    settings, events, objects = dependencies.settings, dependencies.events, dependencies.objects
+    metrics = Metrics()
+    catalog = Catalog(dependencies)
+    return Parts(
+        dependencies=dependencies,
+        catalog=catalog,
+        metrics=metrics,
+        uploader=Uploader(settings, events, objects, metrics),
+        images=Images(settings, events, objects, dependencies.admin),
+        searcher=Searcher(settings, QueryEncoder(settings, objects, metrics), metrics),
+        state=SystemState(dependencies, catalog),
+    )
+
+
+def parts_of(request: Request) -> Parts:
+    """The parts of the app that serves this request."""
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+async def collection_of(
+    request: Request, collection: Annotated[str, Path(description="Name of the collection.", examples=["images"])]
+) -> ServedCollection:
+    """The collection named in the path; raises InvalidRequest, NotFound."""
+    return await parts_of(request).catalog.get(check_collection_name(collection))
+
+
+InParts = Annotated[Parts, Depends(parts_of)]
+InCollection = Annotated[ServedCollection, Depends(collection_of)]
+InImageId = Annotated[str, Path(description="Id of the image.", max_length=255, examples=["red-bird"])]
+Wait = Annotated[
+    Literal["logged", "searchable"],
+    Query(description="Answer once the event is durably logged, or once every search sees its effect."),
+]
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI description of the problem answers of a route; 400, 500 and 503 are always among them."""
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    meanings = {
+        400: "The request can never succeed as it stands.",
+        404: "The collection or the image is not there.",
+        409: "It conflicts with what is there.",
+        413: "Too many bytes or pixels.",
+        415: "Another content type than JSON or multipart.",
+        422: "The bytes are no acceptable picture.",
+        500: "A fault of the server.",
+        503: "A part of the system does not answer now; `Retry-After` says when to try again.",
+        504: "Logged, but not searchable within the bounded wait.",
+    }
+    return {
+        status: {"description": meanings[status], "content": content} for status in sorted({400, 500, 503, *statuses})
+    }

@@ -1,0 +1,115 @@
+"""RFC 9457 problem documents: every error of the API has one shape.
+
+Source: RFC 9457, Problem Details for HTTP APIs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from contract.errors import InvalidRequest, NotFound, RiverlensError
+
+_log = structlog.get_logger()
+
+PROBLEM_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+
+
+class ProblemError(Exception):
+    """An error that carries members beyond those of every problem, such as the receipt of an upload."""
+
+    def __init__(self, error: RiverlensError, **members: Any) -> None:
+        super().__init__(error.detail)
+        self.error = error
+        self.members = members
+
+
+def problem_response(
+    request_id: str,
+    *,
+    code: str,
+    status: int,
+    detail: str,
+    retryable: bool = False,
+    members: Mapping[str, Any] | None = None,
+) -> Response:
+    """A problem document with its status; `Retry-After` in seconds when a retry may help."""
+    body = {
+        "type": f"urn:riverlens:problem:{code}",
+        "title": code.replace("_", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "retryable": retryable,
+        "request_id": request_id,
+        **(members or {}),
+    }
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if retryable else {}
+    return Response(msgspec.json.encode(body), status, headers, PROBLEM_TYPE)
+
+
+def problem_of(error: RiverlensError, request_id: str, members: Mapping[str, Any] | None = None) -> Response:
+    """The problem document of a Riverlens error."""
+    return problem_response(
+        request_id,
+        code=error.code,
+        status=error.http_status,
+        detail=error.detail,
+        retryable=error.retryable,
+        members=members,
+    )
+
+
+def request_id_of(request: Request) -> str:
+    """The id this request bears in the answer and in the logs."""
+    return str(getattr(request.state, "request_id", ""))
+
+
+def invalid_request(error: RequestValidationError, request_id: str) -> Response:
+    """A 400 that names every faulty field; values are not repeated, because they may be large or secret."""
+    faults = [_fault(item) for item in error.errors()]
+    detail = "; ".join(f"{fault['location']}: {fault['message']}" for fault in faults)
+    return problem_response(request_id, code=InvalidRequest.code, status=400, detail=detail, members={"errors": faults})
+
+
+def _fault(item: Mapping[str, Any] | Any) -> dict[str, str]:
+    location: Sequence[object] = item["loc"]
+    return {"location": ".".join(map(str, location)) or "body", "message": str(item["msg"])}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` with a problem document."""
+
+    async def on_riverlens(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RiverlensError)  # noqa: S101 — narrows the type FastAPI promises
+        return problem_of(error, request_id_of(request))
+
+    async def on_problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ProblemError)  # noqa: S101
+        return problem_of(error.error, request_id_of(request), error.members)
+
+    async def on_validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101
+        return invalid_request(error, request_id_of(request))
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        status = error.status_code
+        code = NotFound.code if status == HTTPStatus.NOT_FOUND else InvalidRequest.code
+        path = f"{request.method} {request.url.path}"
+        response = problem_response(request_id_of(request), code=code, status=status, detail=f"{error.detail}: {path}")
+        response.headers.update(error.headers or {})
+        return response
+
+    app.add_exception_handler(RiverlensError, on_riverlens)
+    app.add_exception_handler(ProblemError, on_problem)
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(HTTPException, on_http)

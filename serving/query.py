@@ -1,0 +1,192 @@
+"""From a search request to the one vector that is searched with.
+
+A query has parts: words, a picture, an indexed image, positive and negative examples. Each part
+becomes a vector whose inner product with an image vector is a cosine. Parts are combined as their
+weighted mean, so the score of a combined query is the weighted mean of what its parts score:
+Σ wᵢ·sᵢ / Σ |wᵢ|.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.embedding.preprocessing import crop, decode, to_pixels
+from actors.messages import EncoderDescription, FloatMatrix, Pixels, PointState
+from contract.errors import FingerprintMismatch, InvalidRequest, NotFound
+from contract.settings import Settings
+from serving.catalog import ServedCollection
+from serving.dependencies import Objects
+from serving.metrics import Metrics
+from serving.schemas import Crop, SearchRequest
+
+# A positive and a negative group at these weights is the direction 2·positive − negative.
+# Source: the strategy `average_vector` of Qdrant's recommendation API.
+POSITIVE_WEIGHT = 1.0
+NEGATIVE_WEIGHT = -0.5
+# How long a description of an encoder is believed before it is asked again beside the next encoding.
+DESCRIPTION_AGE_S = 1.0
+_ZERO_NORM = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One weighted part of a query; `vector` is (d,) float32."""
+
+    weight: float
+    vector: FloatMatrix
+
+
+def combine(parts: Sequence[Part]) -> FloatMatrix:
+    """The weighted mean of the parts, (d,) float32. A single positive part is returned as it is.
+
+    Raises InvalidRequest when there is no part with a positive weight, or the parts cancel out.
+    """
+    if not any(part.weight > 0 for part in parts):
+        raise InvalidRequest("a search needs `text`, `image`, `image_id` or `positive` with a weight above 0")
+    if len(parts) == 1:
+        return parts[0].vector
+    total = sum(abs(part.weight) for part in parts)
+    mean = np.sum([part.weight / total * part.vector for part in parts], axis=0)
+    if float(np.linalg.norm(mean)) < _ZERO_NORM:
+        raise InvalidRequest("the parts of the query cancel each other out")
+    return np.asarray(mean, dtype=np.float32)
+
+
+class TextCache:
+    """Query vectors of texts, least recently used out first. Not for several threads.
+
+    The key holds the encoder's fingerprint, so a vector of another encoder is never found.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._vectors: OrderedDict[tuple[str, str], FloatMatrix] = OrderedDict()
+
+    def get(self, fingerprint: str, text: str) -> FloatMatrix | None:
+        """The vector, (d,) float32, if it is there."""
+        vector = self._vectors.get((fingerprint, text))
+        if vector is not None:
+            self._vectors.move_to_end((fingerprint, text))
+        return vector
+
+    def put(self, fingerprint: str, text: str, vector: FloatMatrix) -> None:
+        """Keep a vector."""
+        self._vectors[fingerprint, text] = vector
+        self._vectors.move_to_end((fingerprint, text))
+        while len(self._vectors) > self._capacity:
+            self._vectors.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+
+class QueryEncoder:
+    """Encodes search requests with the embedders of the collection's model."""
+
+    def __init__(
+        self, settings: Settings, objects: Objects, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = settings
+        self._objects = objects
+        self._metrics = metrics
+        self._clock = clock
+        self._cache = TextCache(settings.text_cache)
+        self._descriptions: dict[str, tuple[float, EncoderDescription]] = {}
+
+    async def encode(self, collection: ServedCollection, request: SearchRequest, image: bytes | None) -> FloatMatrix:
+        """The query vector, (d,) float32, of the encoder whose fingerprint the collection has.
+
+        Raises:
+            InvalidRequest: no usable part, or a crop without a picture.
+            NotFound: an image id that is not searchable.
+            InvalidImage: the picture cannot be decoded.
+            FingerprintMismatch: the running encoder is not the collection's.
+            EmbedderUnavailable, ShardUnavailable, ObjectStoreUnavailable: retryable.
+        """
+        if request.crop is not None and image is None and request.image_id is None:
+            raise InvalidRequest("`crop` needs a picture: `image` or `image_id`")
+        parts: list[Part] = []
+        if request.text is not None:
+            parts.append(Part(request.text_weight, await self._text(collection, request.text)))
+        if image is not None:
+            parts.append(Part(request.image_weight, await self._picture(collection, image, request.crop)))
+        if request.image_id is not None:
+            region = request.crop if image is None else None
+            parts.append(Part(request.image_id_weight, await self._indexed(collection, request.image_id, region)))
+        for ids, weight in ((request.positive, POSITIVE_WEIGHT), (request.negative, NEGATIVE_WEIGHT)):
+            if ids:
+                points = await asyncio.gather(*(self._point(collection, image_id) for image_id in ids))
+                parts.append(Part(weight, np.mean([_vector(point) for point in points], axis=0, dtype=np.float32)))
+        return combine(parts)
+
+    async def _text(self, collection: ServedCollection, text: str) -> FloatMatrix:
+        fingerprint = collection.spec.fingerprint
+        cached = self._cache.get(fingerprint, text)
+        self._metrics.query_cache.labels("hit" if cached is not None else "miss").inc()
+        if cached is not None:
+            return cached
+        vectors, _ = await asyncio.gather(collection.embedder.encode_texts([text]), self._description(collection))
+        vector: FloatMatrix = vectors[0]
+        self._cache.put(fingerprint, text, vector)
+        return vector
+
+    async def _picture(self, collection: ServedCollection, data: bytes, region: Crop | None) -> FloatMatrix:
+        description = await self._description(collection)
+
+        def pixels() -> Pixels:
+            image = decode(
+                data,
+                max_pixels=self._settings.max_image_pixels,
+                min_side=self._settings.min_image_side,
+                max_bytes=self._settings.max_image_bytes,
+            )
+            if region is not None:
+                image = crop(image, region.x, region.y, region.width, region.height)
+            return to_pixels(image, description.preprocess)[None]
+
+        vector: FloatMatrix = (await collection.embedder.encode_images(await asyncio.to_thread(pixels)))[0]
+        return vector
+
+    async def _indexed(self, collection: ServedCollection, image_id: str, region: Crop | None) -> FloatMatrix:
+        point = await self._point(collection, image_id)
+        if region is None:
+            return _vector(point)
+        if point.object_key is None:
+            raise NotFound(f"image {image_id!r} has no stored bytes to crop")
+        return await self._picture(collection, await self._objects.get(point.object_key), region)
+
+    async def _point(self, collection: ServedCollection, image_id: str) -> PointState:
+        partition = collection.partition(image_id)
+        (point,) = await collection.ask(partition, lambda shard: shard.fetch([image_id], True))
+        if point is None or point.state != "searchable":
+            raise NotFound(f"image {image_id!r} is not searchable in collection {collection.spec.name!r}")
+        return point
+
+    async def _description(self, collection: ServedCollection) -> EncoderDescription:
+        """The running encoder, known to be the collection's."""
+        model = collection.spec.model
+        known = self._descriptions.get(model)
+        if known is None or self._clock() - known[0] >= DESCRIPTION_AGE_S:
+            known = (self._clock(), await collection.embedder.describe())
+            self._descriptions[model] = known
+        description = known[1]
+        if description.fingerprint != collection.spec.fingerprint:
+            # A collection may have been completed since; the next request asks the embedder anew.
+            del self._descriptions[model]
+            raise FingerprintMismatch(
+                f"collection {collection.spec.name!r} is of encoder {collection.spec.fingerprint}, "
+                f"but {model!r} runs {description.fingerprint}"
+            )
+        return description
+
+
+def _vector(point: PointState) -> FloatMatrix:
+    if point.vector is None:
+        raise NotFound(f"image {point.image_id!r} has no stored vector")
+    return point.vector

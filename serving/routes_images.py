@@ -1,0 +1,138 @@
+"""Images: upload, look up, change, delete, show."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from contract.errors import InvalidRequest
+from serving.parts import InCollection, InImageId, InParts, Wait, problems
+from serving.pictures import THUMBNAIL_SIZES
+from serving.problems import request_id_of
+from serving.requests import json_field, read_body, read_json, validate
+from serving.schemas import ChangeAnswer, ImageAnswer, PayloadBody, UploadAnswer, UploadReference
+
+router = APIRouter(prefix="/v1/collections/{collection}/images", tags=["images"])
+
+_UPLOAD_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "description": "The picture."},
+                        "id": {"type": "string", "description": "Id of the image; made up when left out."},
+                        "payload": {
+                            "type": "string",
+                            "description": "A JSON object.",
+                            "examples": ['{"caption": "a red bird"}'],
+                        },
+                    },
+                }
+            },
+            "application/json": {"schema": {"$ref": "#/components/schemas/UploadReference"}},
+        },
+    }
+}
+# Revalidate at every use: the picture under an id may be replaced, and a deleted one must be gone.
+_CONTENT_HEADERS = {
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; sandbox",
+}
+
+
+@router.post(
+    "",
+    summary="Upload a picture",
+    status_code=202,
+    responses={
+        **problems(404, 413, 415, 422, 504),
+        201: {"description": "Searchable (`wait=searchable`).", "model": UploadAnswer},
+    },
+    openapi_extra=_UPLOAD_BODY,
+)
+async def upload(
+    collection: InCollection, request: Request, response: Response, parts: InParts, wait: Wait = "logged"
+) -> UploadAnswer:
+    """Store the bytes, log the event, answer with its receipt. An id that exists is replaced."""
+    form = await read_body(
+        request,
+        file_field="file",
+        json_fields={"payload": json_field},
+        max_file_bytes=parts.dependencies.settings.max_image_bytes,
+    )
+    reference = validate(UploadReference, form.fields)
+    answer = await parts.uploader.upload(collection, reference, form.file, wait, request_id_of(request))
+    if answer.status == "searchable":
+        response.status_code = 201
+    return answer
+
+
+@router.get("/{image_id}", summary="Payload and state of an image", responses=problems(404))
+async def get_image(collection: InCollection, image_id: InImageId, parts: InParts) -> ImageAnswer:
+    """What is known of an image; a rejected upload is shown with its reason."""
+    return await parts.images.describe(collection, image_id)
+
+
+@router.delete("/{image_id}", summary="Delete an image", status_code=202, responses=problems(404, 504))
+async def delete_image(
+    collection: InCollection, image_id: InImageId, request: Request, parts: InParts, wait: Wait = "logged"
+) -> ChangeAnswer:
+    """Delete an image; with `wait=searchable` the answer comes when no search returns it any more."""
+    return await parts.images.delete(collection, image_id, wait, request_id_of(request))
+
+
+@router.patch(
+    "/{image_id}",
+    summary="Replace the payload of an image",
+    status_code=202,
+    responses=problems(404, 504),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/PayloadBody"}}},
+        }
+    },
+)
+async def patch_image(
+    collection: InCollection, image_id: InImageId, request: Request, parts: InParts, wait: Wait = "logged"
+) -> ChangeAnswer:
+    """Replace the payload as a whole; the picture is not embedded again."""
+    body = await read_json(request, PayloadBody)
+    return await parts.images.update_payload(collection, image_id, body.payload, wait, request_id_of(request))
+
+
+@router.get(
+    "/{image_id}/content",
+    summary="The picture or a thumbnail",
+    response_class=Response,
+    responses={
+        **problems(404, 504),
+        200: {"description": "The bytes.", "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}},
+        304: {"description": "Not modified since the ETag in `If-None-Match`."},
+    },
+)
+async def get_content(
+    collection: InCollection,
+    image_id: InImageId,
+    request: Request,
+    parts: InParts,
+    size: Annotated[
+        int | None,
+        Query(description="Longest side of a thumbnail in pixels, one of 64, 128, 256, 512, 1024; else the original."),
+    ] = None,
+) -> Response:
+    """The bytes as uploaded, or a WebP thumbnail without metadata."""
+    if size is not None and size not in THUMBNAIL_SIZES:
+        raise InvalidRequest(f"size must be one of {', '.join(map(str, THUMBNAIL_SIZES))}")
+    content = await parts.images.content(collection, image_id, size)
+    headers = {**_CONTENT_HEADERS, "ETag": f'"{content.etag}"'}
+    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if headers["ETag"] in known:
+        return Response(status_code=304, headers=headers)
+    return Response(content.data, 200, headers, content.content_type)

@@ -1,0 +1,130 @@
+"""Search and clicks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from serving.catalog import ServedCollection
+from serving.events import log_click
+from serving.parts import InCollection, InParts, Parts, problems
+from serving.problems import request_id_of
+from serving.requests import crop_field, json_field, read_body, read_json, validate
+from serving.schemas import Click, ClickAnswer, SearchAnswer, SearchRequest
+from serving.search import encode_answer
+
+router = APIRouter(prefix="/v1/collections/{collection}", tags=["search"])
+
+_SEARCH_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": "#/components/schemas/SearchRequest"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "image": {"type": "string", "format": "binary", "description": "The query picture."},
+                        "text": {"type": "string"},
+                        "image_id": {"type": "string"},
+                        "positive": {"type": "array", "items": {"type": "string"}},
+                        "negative": {"type": "array", "items": {"type": "string"}},
+                        "text_weight": {"type": "number"},
+                        "image_weight": {"type": "number"},
+                        "image_id_weight": {"type": "number"},
+                        "crop": {"type": "string", "description": "x,y,width,height as fractions, or JSON"},
+                        "limit": {"type": "integer"},
+                        "offset": {"type": "integer"},
+                        "score_threshold": {"type": "number"},
+                        "exact": {"type": "boolean"},
+                        "min_receipt": {"type": "string", "description": "JSON: {partition, offset}"},
+                        "with_payload": {"type": "boolean"},
+                    },
+                }
+            },
+        },
+    }
+}
+_ANSWER: dict[int | str, dict[str, Any]] = {200: {"description": "Hits, best first.", "model": SearchAnswer}}
+
+
+@router.post(
+    "/search",
+    summary="Search by words, picture, image id, or examples",
+    response_class=Response,
+    responses={**problems(404, 409, 413, 415, 422, 504), **_ANSWER},
+    openapi_extra=_SEARCH_BODY,
+)
+async def post_search(collection: InCollection, request: Request, parts: InParts) -> Response:
+    """Search; parts of the query are combined by their weights."""
+    form = await read_body(
+        request,
+        file_field="image",
+        json_fields={
+            "crop": crop_field,
+            "filter": json_field,
+            "min_receipt": json_field,
+            "rerank": json_field,
+        },
+        list_fields=("positive", "negative"),
+        max_file_bytes=parts.dependencies.settings.max_image_bytes,
+    )
+    image = form.file.data if form.file is not None else None
+    return await _answer(collection, validate(SearchRequest, form.fields), image, request, parts)
+
+
+@router.get(
+    "/search",
+    summary="Search by words or image id, from a browser or curl",
+    response_class=Response,
+    responses={**problems(404, 409, 504), **_ANSWER},
+)
+async def get_search(
+    collection: InCollection,
+    request: Request,
+    parts: InParts,
+    text: Annotated[str | None, Query(examples=["a red bird"])] = None,
+    image_id: Annotated[str | None, Query(description="An indexed image as the query.")] = None,
+    limit: Annotated[int, Query(ge=1)] = 10,
+    offset: Annotated[int, Query(ge=0)] = 0,
+    score_threshold: float | None = None,
+    exact: bool = False,
+    with_payload: bool = True,
+) -> Response:
+    """The same search as with POST."""
+    fields = {
+        "text": text or None,
+        "image_id": image_id,
+        "limit": limit,
+        "offset": offset,
+        "score_threshold": score_threshold,
+        "exact": exact,
+        "with_payload": with_payload,
+    }
+    return await _answer(collection, validate(SearchRequest, fields), None, request, parts)
+
+
+@router.post(
+    "/clicks",
+    summary="Say which hit a person chose",
+    status_code=202,
+    responses=problems(404),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Click"}}},
+        }
+    },
+)
+async def post_click(collection: InCollection, request: Request, parts: InParts) -> ClickAnswer:
+    """Log the choice; it feeds the click-through rate and training."""
+    await log_click(parts.dependencies.events, collection, await read_json(request, Click))
+    return ClickAnswer(status="logged")
+
+
+async def _answer(
+    collection: ServedCollection, search: SearchRequest, image: bytes | None, request: Request, parts: Parts
+) -> Response:
+    answer = await parts.searcher.search(collection, search, image, request_id_of(request))
+    return Response(encode_answer(answer), media_type="application/json")

@@ -1,0 +1,309 @@
+"""Bodies of requests and answers, as they stand in the OpenAPI description."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ImageId = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@~+=-]{0,199}$",
+        description="Id of an image: 1 to 200 of A-Z, a-z, 0-9 and . _ : @ ~ + = -, starting with a letter or digit.",
+        examples=["red-bird"],
+    ),
+]
+Weight = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
+
+
+class Body(BaseModel):
+    """A body that refuses fields it does not know, so that a typing error never passes unseen."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem document; every error has this shape."""
+
+    type: str = Field(examples=["urn:riverlens:problem:not_found"])
+    title: str = Field(examples=["Not found"])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["there is no collection 'pictures'"])
+    code: str = Field(description="Stable; listed in docs/errors.md.", examples=["not_found"])
+    retryable: bool = Field(description="Whether the same call may succeed later without a change.")
+    request_id: str
+
+
+class ReceiptBody(Body):
+    """Where an event stands in `image-events`; it has taken effect once `applied_offset >= offset`."""
+
+    partition: int = Field(ge=0, examples=[2])
+    offset: int = Field(ge=0, examples=[1041])
+
+
+class UploadReference(Body):
+    """Upload by reference: the bytes are already in the object store."""
+
+    id: ImageId | None = None
+    object_key: str | None = Field(None, description="Key in the object store.", examples=["incoming/bird.png"])
+    url: str | None = Field(None, description="Not available yet.")
+    payload: dict[str, Any] = Field({}, examples=[{"caption": "a red bird"}])
+
+
+class UploadAnswer(BaseModel):
+    """What became of an upload."""
+
+    id: str = Field(examples=["red-bird"])
+    sha256: str = Field(description="SHA-256 of the bytes, hexadecimal.")
+    status: Literal["logged", "searchable"] = Field(description="How far the upload is known to be.")
+    receipt: ReceiptBody
+
+
+class ChangeAnswer(BaseModel):
+    """What became of a delete or of a change of the payload."""
+
+    id: str
+    status: Literal["logged", "applied"] = Field(description="`applied`: every search sees it.")
+    receipt: ReceiptBody
+
+
+class PayloadBody(Body):
+    """The new payload; it replaces the old one as a whole."""
+
+    payload: dict[str, Any] = Field(examples=[{"caption": "a red bird on a branch"}])
+
+
+class Rejection(BaseModel):
+    """Why an upload led to no point."""
+
+    code: str = Field(examples=["invalid_image"])
+    reason: str = Field(examples=["the picture cannot be decoded"])
+    offset: int = Field(description="Offset of the rejected event in its partition of `image-events`.")
+
+
+class ImageAnswer(BaseModel):
+    """What is known of one image."""
+
+    id: str
+    state: Literal["logged", "searchable", "rejected"] = Field(
+        description="`logged`: its shard has not caught up within the wait, so the image is not known yet."
+    )
+    partition: int
+    source_offset: int | None = Field(description="Offset in `image-events` of the last event that took effect.")
+    payload: dict[str, Any] | None = None
+    sha256: str | None = None
+    content_type: str | None = None
+    file_name: str | None = None
+    width: int | None = None
+    height: int | None = None
+    rejection: Rejection | None = Field(None, description="The last rejected upload under this id, if there was one.")
+
+
+class Crop(Body):
+    """A rectangle of the query picture, in fractions of its width and height."""
+
+    x: float = Field(ge=0, lt=1, examples=[0.25])
+    y: float = Field(ge=0, lt=1, examples=[0.0])
+    width: float = Field(gt=0, le=1, examples=[0.5])
+    height: float = Field(gt=0, le=1, examples=[1.0])
+
+
+class SearchRequest(Body):
+    """A search: any of `text`, `image` (a file, in a multipart body), `image_id`, `positive`, `negative`."""
+
+    text: str | None = Field(None, min_length=1, max_length=2000, examples=["a red bird"])
+    image_id: str | None = Field(None, min_length=1, max_length=255, description="An indexed image as the query.")
+    positive: list[str] = Field([], max_length=32, description="Ids of images that hits shall be like.")
+    negative: list[str] = Field([], max_length=32, description="Ids of images that hits shall be unlike.")
+    text_weight: Weight = Field(1.0, description="A combined query scores the weighted mean of its parts' scores.")
+    image_weight: Weight = 1.0
+    image_id_weight: Weight = 1.0
+    crop: Crop | None = Field(None, description="Applies to `image`, else to the picture of `image_id`.")
+    limit: int = Field(10, ge=1, description="Most hits.")
+    offset: int = Field(0, ge=0, description="Hits to skip.")
+    score_threshold: float | None = Field(None, allow_inf_nan=False, description="Lowest score of a hit.")
+    exact: bool = Field(False, description="Scan every point instead of walking the graph.")
+    min_receipt: ReceiptBody | None = Field(None, description="Wait, bounded, until this event is searchable.")
+    with_payload: bool = Field(True, description="Whether hits carry their payload.")
+    filter: dict[str, Any] | None = Field(None, description="Not available yet.")
+    rerank: bool | dict[str, Any] | None = Field(None, description="Not available yet.")
+
+
+class Hit(BaseModel):
+    """One result."""
+
+    id: str = Field(examples=["red-bird"])
+    score: float = Field(description="Cosine in -1…1; of a combined query, the weighted mean.", examples=[0.31])
+    payload: dict[str, Any] | None = Field(examples=[{"caption": "a red bird"}])
+
+
+class CoverageBody(BaseModel):
+    """How much of the collection was searched."""
+
+    shards_total: int = Field(examples=[4])
+    shards_answered: int = Field(examples=[4])
+    degraded: bool = Field(examples=[False])
+
+
+class FreshnessBody(BaseModel):
+    """Up to which event everything is searchable."""
+
+    applied_offsets: dict[str, int] = Field(
+        description="Per partition, the offset in `image-events` up to which all is searchable; -1: nothing yet.",
+        examples=[{"0": 1041, "1": 998, "2": 1003, "3": 1020}],
+    )
+    staleness_s: float = Field(description="Age of the oldest event that is not searchable yet.", examples=[0.0])
+
+
+class TookBody(BaseModel):
+    """Where the time went, in milliseconds."""
+
+    encode: float
+    fan_out: float
+    merge: float
+    rerank: float
+    total: float
+
+
+class SearchAnswer(BaseModel):
+    """Hits, best first, and what they cover."""
+
+    hits: list[Hit]
+    no_confident_match: bool = Field(
+        description="True only when there is no hit at all; scores are not calibrated yet."
+    )
+    coverage: CoverageBody
+    freshness: FreshnessBody
+    took_ms: TookBody
+    model: str = Field(examples=["offline"])
+    request_id: str
+
+
+class Click(Body):
+    """What a person chose among the hits of a search."""
+
+    request_id: str = Field(min_length=1, max_length=64, description="`request_id` of the search answer.")
+    image_id: str = Field(min_length=1, max_length=255)
+    rank: int = Field(ge=0, description="Place among the hits, from 0.")
+
+
+class ClickAnswer(BaseModel):
+    """The click is durably written."""
+
+    status: Literal["logged"]
+
+
+class CollectionRequest(Body):
+    """Parameters of a new collection; what is left out comes from the settings."""
+
+    shards: int | None = Field(None, ge=1, le=256, examples=[4])
+    replicas: int | None = Field(None, ge=1, le=16, examples=[1])
+    partitions: int | None = Field(None, ge=1, le=1024, description="Fixed for the life of the collection.")
+    model: str | None = Field(None, min_length=1, max_length=500, examples=["offline"])
+    m: int = Field(16, ge=4, le=128, description="Links per point of the HNSW graph.")
+    ef_construction: int = Field(100, ge=8, le=2000)
+    ef_search: int = Field(64, ge=1, le=2000)
+
+
+class CollectionAnswer(BaseModel):
+    """Parameters of a collection and whether it can be searched."""
+
+    name: str = Field(examples=["images"])
+    state: Literal["creating", "ready"] = Field(description="`creating`: its encoder is still starting.")
+    model: str
+    fingerprint: str
+    dimension: int
+    partitions: int
+    shards_total: int
+    replicas: int
+    m: int
+    ef_construction: int
+    ef_search: int
+    incarnation: str = Field(description="Differs between two collections that bore this name one after the other.")
+    created_at_ms: int
+
+
+class ShardBody(BaseModel):
+    """State and position of one shard replica."""
+
+    shard: int
+    replica: int
+    state: Literal["recovering", "ready", "failed", "unavailable"]
+    error: str | None
+    pid: int | None
+    points: int
+    deleted: int
+    growing: int
+    applied_offsets: dict[str, int]
+    log_offsets: dict[str, int]
+    high_watermarks: dict[str, int]
+    consumer_lag: int | None = Field(description="Events in `image-events` that are not applied.")
+    staleness_s: float | None
+    store_bytes: int
+
+
+class EmbedderBody(BaseModel):
+    """One embedder actor."""
+
+    model: str
+    role: Literal["ingest", "query"]
+    index: int
+    state: Literal["ready", "unavailable"]
+    error: str | None
+    device: str | None
+    pid: int | None
+    images_encoded: int | None
+    texts_encoded: int | None
+
+
+class CollectionStatistics(CollectionAnswer):
+    """A collection with its counts, shards and embedders."""
+
+    points: int = Field(description="Searchable images.")
+    deleted: int = Field(description="Deleted images whose tombstones are kept.")
+    shards: list[ShardBody]
+    embedders: list[EmbedderBody]
+
+
+class CollectionList(BaseModel):
+    """All collections, by name."""
+
+    collections: list[CollectionAnswer]
+
+
+class DroppedAnswer(BaseModel):
+    """The collection is gone."""
+
+    name: str
+    state: Literal["dropped"]
+
+
+class ShardSummary(ShardBody):
+    """One shard replica, with its collection."""
+
+    collection: str
+
+
+class ProcessBody(BaseModel):
+    """One process that `riverlens up` runs on this machine."""
+
+    name: str
+    pid: int
+    alive: bool
+
+
+class Readiness(BaseModel):
+    """Whether every part answers and every shard has caught up with the log as it was at its start."""
+
+    status: Literal["ready", "not ready"]
+    missing: list[str]
+    processes: list[ProcessBody]
+    embedders: list[EmbedderBody]
+    shards: list[ShardSummary]
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"]

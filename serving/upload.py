@@ -1,0 +1,116 @@
+"""An upload: bytes to the object store, event to `image-events`, receipt to the caller."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from pathlib import PurePosixPath
+from typing import Literal
+
+from actors.objects import image_key
+from contract.errors import ImageRejected, InvalidRequest
+from contract.events import ImageUploaded, Receipt
+from contract.settings import Settings
+from serving.catalog import ServedCollection
+from serving.dependencies import EventLog, Objects
+from serving.events import await_applied, log_event, now_ms
+from serving.metrics import Metrics
+from serving.pictures import check_header
+from serving.problems import ProblemError
+from serving.requests import UploadedFile
+from serving.schemas import ReceiptBody, UploadAnswer, UploadReference
+
+_FILE_NAME_MAX = 255
+
+
+class Uploader:
+    """Takes uploads. Sending the same upload twice is harmless: the later event wins."""
+
+    def __init__(self, settings: Settings, events: EventLog, objects: Objects, metrics: Metrics) -> None:
+        self._settings = settings
+        self._events = events
+        self._objects = objects
+        self._metrics = metrics
+
+    async def upload(
+        self,
+        collection: ServedCollection,
+        reference: UploadReference,
+        file: UploadedFile | None,
+        wait: Literal["logged", "searchable"],
+        request_id: str,
+    ) -> UploadAnswer:
+        """Make a picture searchable: either the bytes of `file` or those under `reference.object_key`.
+
+        The bytes are durable before the event is, so an event never names bytes that are not there.
+        Returns once the event is logged, or with `wait="searchable"` once every search finds it.
+
+        Raises:
+            InvalidRequest: not exactly one source of bytes.
+            InvalidImage, ImageTooLarge: the bytes are no acceptable picture.
+            ObjectMissing: no bytes under `object_key`.
+            ImageRejected: logged, but the stream could not use the picture; the detail says why.
+            NotSearchableInTime: logged, and not searchable within the wait; retryable.
+            BrokerUnavailable, ObjectStoreUnavailable: retryable; the same call may be sent again.
+        """
+        if reference.url is not None:
+            raise InvalidRequest("uploading by `url` is not available yet; send the bytes as `file`")
+        if (file is None) == (reference.object_key is None):
+            raise InvalidRequest("an upload needs either a `file` (multipart) or an `object_key` (JSON)")
+        if file is not None:
+            data, object_key = file.data, None
+        else:
+            object_key = _check_object_key(reference.object_key or "")
+            data = await self._objects.get(object_key, self._settings.max_image_bytes)
+        content_type = check_header(data, self._settings)
+        sha256 = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+        if object_key is None:
+            object_key = image_key(collection.spec.name, sha256)
+            await self._objects.put(object_key, data, content_type)
+        event = ImageUploaded(
+            collection=collection.spec.name,
+            image_id=reference.id or uuid.uuid4().hex,
+            object_key=object_key,
+            sha256=sha256,
+            size_bytes=len(data),
+            uploaded_at_ms=now_ms(),
+            content_type=content_type,
+            file_name=_file_name(file),
+            payload=reference.payload,
+            request_id=request_id,
+        )
+        receipt = await log_event(self._events, collection, event)
+        known = "logged"
+        try:
+            if wait == "searchable":
+                known = await self._outcome(collection, event.image_id, receipt)
+        finally:
+            self._metrics.uploads.labels(known).inc()
+        body = ReceiptBody(partition=receipt.partition, offset=receipt.offset)
+        return UploadAnswer(id=event.image_id, sha256=sha256, status=wait, receipt=body)
+
+    async def _outcome(self, collection: ServedCollection, image_id: str, receipt: Receipt) -> str:
+        """Wait for the event's effect; raises ImageRejected in a problem that carries the receipt."""
+        await await_applied(collection, receipt, self._settings.wait_searchable_timeout_s)
+        (point,) = await collection.ask(receipt.partition, lambda shard: shard.fetch([image_id]))
+        if point is not None and point.rejection_offset == receipt.offset:
+            error = ImageRejected(f"{point.rejection_code}: {point.rejection_reason}")
+            members = {"partition": receipt.partition, "offset": receipt.offset}
+            raise ProblemError(error, id=image_id, receipt=members)
+        return "searchable"
+
+
+def _file_name(file: UploadedFile | None) -> str | None:
+    """The last part of the name a browser sent, as data only: nothing on disk is ever named by it."""
+    if file is None or not file.file_name:
+        return None
+    return PurePosixPath(file.file_name.replace("\\", "/")).name[:_FILE_NAME_MAX] or None
+
+
+def _check_object_key(key: str) -> str:
+    """A key that stays below the store's root."""
+    parts = key.split("/")
+    if not key or key.startswith("/") or "\\" in key or any(part in ("", ".", "..") for part in parts):
+        raise InvalidRequest(f"object_key {key!r} must be a relative path without empty parts, '.' and '..'")
+    return key
