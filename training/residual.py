@@ -93,14 +93,14 @@ def train_residual(pairs: Pairs, seed: int, epochs: int = EPOCHS) -> Residual:
             rows = order[begin : begin + batch]
             noisy = clip[rows] + INPUT_NOISE * torch.randn_like(clip[rows])
             scale = network.log_scale.exp().clamp(max=_LARGEST_SCALE)
-            loss = _contrastive(network(noisy, base[rows]) @ text[rows].T * scale, labels[rows])
+            loss = contrastive_loss(network(noisy, base[rows]) @ text[rows].T * scale, labels[rows])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             losses.append(loss.item())
     return Residual(
-        alpha=float(network.alpha),
+        alpha=float(network.alpha.detach()),
         w1=network.first.weight.detach().numpy(),
         b1=network.first.bias.detach().numpy(),
         w2=network.second.weight.detach().numpy(),
@@ -109,7 +109,11 @@ def train_residual(pairs: Pairs, seed: int, epochs: int = EPOCHS) -> Residual:
     )
 
 
-def _contrastive(similarities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def contrastive_loss(similarities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """InfoNCE in both directions over scaled similarities (b, b) of images (rows) and texts (columns).
+
+    Rows with equal labels (b,) share their target evenly, so that no positive is pushed away.
+    """
     same = (labels[:, None] == labels[None, :]).float()
     targets = same / same.sum(dim=1, keepdim=True)
     by_image = -(targets * similarities.log_softmax(dim=1)).sum(dim=1).mean()
