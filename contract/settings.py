@@ -101,6 +101,15 @@ class Settings(BaseSettings):
     replicas: int = Field(1, ge=1)
     """Replicas of every shard of a new collection."""
 
+    hnsw_m: int = Field(16, ge=2, le=128)
+    """HNSW links per point of a new collection; more cost memory and find more."""
+
+    hnsw_ef_construction: int = Field(100, ge=1)
+    """HNSW candidates while inserting, of a new collection."""
+
+    hnsw_ef_search: int = Field(64, ge=1)
+    """HNSW candidates while searching, of a new collection."""
+
     model: str = "offline"
     """Encoder of a new collection: `offline`, `offline-conse`, or `openclip:ARCHITECTURE:TAG-OR-FILE`."""
 
@@ -115,6 +124,9 @@ class Settings(BaseSettings):
 
     embedder_gpus: float = Field(0.0, ge=0)
     """GPUs each embedder actor claims from Ray; 0 on a machine without."""
+
+    shard_cpus: float = Field(0.5, ge=0)
+    """CPUs each shard actor claims from Ray; a share, since a shard waits more than it works."""
 
     embedder_threads: int = Field(1, ge=1)
     """CPU threads an embedder uses inside one encode."""
