@@ -11,16 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from contract.errors import RiverlensError
 from contract.settings import Settings
 
 _TIMEOUT_S: Final = 1800
 
 
-class DatasetUnavailable(RiverlensError):
-    """A package with pictures cannot be had on this machine."""
-
-    code = "dataset_unavailable"
+class DatasetUnavailable(Exception):
+    """A package with pictures cannot be had on this machine, or a picture in it cannot be rendered."""
 
 
 def debian_package(settings: Settings, name: str) -> Path:
