@@ -1,0 +1,95 @@
+"""The Faust app and its one agent, `ingest`."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import faust
+from faust.types import EventT, StreamT
+
+from actors.log.connection import bootstrap_servers
+from contract.settings import Settings
+from contract.topics import image_events_topic
+from streams.outcome import SourceEvent
+
+Submit = Callable[[Sequence[tuple[SourceEvent, Callable[[], Awaitable[object]]]]], Awaitable[None]]
+
+_TOPIC_PREFIX = image_events_topic("")
+
+
+def make_app(settings: Settings, collections: Sequence[str], submit: Submit) -> faust.App:
+    """A Faust app that feeds the events of `collections` to `submit`, in batches.
+
+    Nothing is acknowledged here: `submit` gets an acknowledgement per event, to call once the
+    event's effect is durable.
+    """
+    app = faust.App(
+        "riverlens-ingest",
+        broker=[f"kafka://{server}" for server in bootstrap_servers(settings).split(",")],
+        broker_credentials=credentials(settings),
+        broker_commit_interval=0.5,
+        consumer_auto_offset_reset="earliest",
+        store="memory://",
+        autodiscover=False,
+        web_enabled=False,
+        # Topics are made with their collection. Nothing here needs the leader's or a reply topic.
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        stream_buffer_maxsize=settings.ingest_batch,
+        # At a rebalance the new owner may repeat what is in flight here; shards apply it once.
+        stream_wait_empty=False,
+    )
+    topic = app.topic(
+        *(image_events_topic(name) for name in collections),
+        key_type=bytes,
+        value_type=bytes,
+        key_serializer="raw",
+        value_serializer="raw",
+    )
+
+    async def ingest(stream: StreamT[bytes]) -> None:
+        # The abstract stream type lacks the method that its only implementation has.
+        batches = stream.noack_take(settings.ingest_batch, within=settings.ingest_batch_wait_s)  # type: ignore[attr-defined]
+        async for events in batches:
+            await submit([(source_event(event), partial(stream.ack, event)) for event in events])
+
+    app.agent(topic, name="ingest", concurrency=1)(ingest)
+    return app
+
+
+def source_event(event: EventT[bytes]) -> SourceEvent:
+    """The plain record behind a Faust event."""
+    message = event.message
+    return SourceEvent(
+        collection=message.topic.removeprefix(_TOPIC_PREFIX),
+        partition=message.partition,
+        offset=message.offset,
+        timestamp_ms=int((message.timestamp or 0) * 1000),
+        value=message.value or b"",
+    )
+
+
+def credentials(settings: Settings) -> faust.types.auth.CredentialsArg | None:
+    """TLS and SASL of the settings in the form Faust's Kafka client takes; None for plain text."""
+    protocol = settings.kafka_security_protocol
+    context: ssl.SSLContext | None = None
+    if protocol.endswith("SSL"):
+        context = ssl.create_default_context(
+            cafile=str(settings.kafka_ssl_ca_location) if settings.kafka_ssl_ca_location else None
+        )
+        if settings.kafka_ssl_certificate_location is not None:
+            context.load_cert_chain(
+                str(settings.kafka_ssl_certificate_location),
+                str(settings.kafka_ssl_key_location) if settings.kafka_ssl_key_location else None,
+            )
+    if protocol.startswith("SASL"):
+        password = settings.kafka_sasl_password
+        return faust.SASLCredentials(
+            username=settings.kafka_sasl_username,
+            password=password.get_secret_value() if password is not None else None,
+            mechanism=settings.kafka_sasl_mechanism,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context=context) if context is not None else None

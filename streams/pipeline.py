@@ -1,0 +1,406 @@
+"""The ingest pipeline, without Faust: batches of events in, durable records out, in source order.
+
+Stages of a batch: read the events → fetch and decode the pictures side by side → embed them in one
+call → publish. Several batches are in flight; only the publishing of one partition waits for the
+batch before it. An event is acknowledged once everything it led to is durable:
+
+1. its dead letter, if it was rejected,
+2. its records in the embedding log, after those of every earlier event of its partition,
+3. the acknowledgement.
+
+A crash between any two of these repeats the event, and shards apply a repeated record once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from typing import Protocol, TypeVar
+
+import numpy as np
+import structlog
+from msgspec import Struct
+from PIL import Image
+
+from actors.embedding.preprocessing import decode, to_pixels
+from actors.log.producer import OutgoingRecord
+from actors.messages import EncoderDescription, FloatMatrix, Pixels, PreprocessSpec
+from contract.errors import (
+    BrokerUnavailable,
+    EncodingFailed,
+    EventInvalid,
+    FingerprintMismatch,
+    InvalidRequest,
+    NotFound,
+    RiverlensError,
+    Unavailable,
+)
+from contract.events import (
+    CollectionSpec,
+    ImageDeleted,
+    ImageEvent,
+    ImageUploaded,
+    PayloadUpdated,
+    decode_event,
+    encode_json,
+)
+from contract.settings import Settings
+from contract.telemetry import LogField
+from contract.topics import DEAD_LETTER_TOPIC, embedding_log_topic, partition_of
+from streams.metrics import count_event, stage_timer
+from streams.outcome import Outcome, SourceEvent, accepted, deleted, payload_changed, rejected
+
+_log = structlog.get_logger()
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 5.0
+
+Answer = TypeVar("Answer")
+Acknowledge = Callable[[], Awaitable[object]]
+
+
+class Objects(Protocol):
+    """Where picture bytes come from."""
+
+    async def get(self, key: str, max_bytes: int | None = None) -> bytes:
+        """Bytes under `key`; raises ObjectMissing, ImageTooLarge, ObjectStoreUnavailable (retryable)."""
+
+
+class Embedder(Protocol):
+    """Embeds pictures; raises EmbedderUnavailable (retryable)."""
+
+    async def describe(self) -> EncoderDescription:
+        """Which encoder it is."""
+
+    async def encode_images(self, pixels: Pixels) -> FloatMatrix:
+        """(n, s, s, 3) uint8 → (n, d) float32; raises EncodingFailed."""
+
+
+class Log(Protocol):
+    """Sends records in order; none is in the log without those before it."""
+
+    async def send_all(self, records: Sequence[OutgoingRecord]) -> list[int]:
+        """Return once all are durable; raises BrokerUnavailable (retryable), InvalidRequest."""
+
+
+class Clock(Protocol):
+    """Time, and waiting for it."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+
+class _Picture(Struct):
+    """A decoded upload on its way to the embedder."""
+
+    index: int
+    upload: ImageUploaded
+    pixels: Pixels
+    width: int
+    height: int
+
+
+class Pipeline:
+    """Takes batches with `submit`; `drain` waits for all of them. For one event loop.
+
+    `failure` is what the first failed batch failed with. After it nothing is acknowledged, so a
+    worker that sees it must end; its successor begins with the first event that was not.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        collections: Callable[[str], CollectionSpec],
+        objects: Objects,
+        embedder: Callable[[str], Embedder],
+        log: Log,
+        executor: Executor,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._collections = collections
+        self._objects = objects
+        self._embedder = embedder
+        self._log = log
+        self._executor = executor
+        self._clock = clock
+        self._slots = asyncio.Semaphore(settings.ingest_batches_in_flight)
+        self._published: dict[tuple[str, int], asyncio.Event] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self.failure: BaseException | None = None
+
+    async def submit(self, batch: Sequence[tuple[SourceEvent, Acknowledge]]) -> None:
+        """Begin with a batch; returns when there is room for the next one.
+
+        Raises what an earlier batch failed with; nothing after that failure is acknowledged.
+        While the pipeline drains it takes nothing new: the caller waits until it is cancelled.
+        """
+        await self._slots.acquire()
+        if self._closing:
+            await asyncio.Event().wait()
+        if self.failure is not None:
+            self._slots.release()
+            raise self.failure
+        places: dict[tuple[str, int], list[int]] = {}
+        for index, (event, _) in enumerate(batch):
+            places.setdefault((event.collection, event.partition), []).append(index)
+        # The order of publishing is fixed here, before anything can overtake anything.
+        turns = []
+        for place, indexes in places.items():
+            done = asyncio.Event()
+            turns.append((self._published.get(place), done, indexes))
+            self._published[place] = done
+        task = asyncio.create_task(self._run(batch, turns))
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    async def drain(self) -> None:
+        """Take no more; wait until every batch is published and acknowledged; raises what one failed with."""
+        self._closing = True
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        if self.failure is not None:
+            raise self.failure
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._slots.release()
+        if task.cancelled():
+            self.failure = self.failure or asyncio.CancelledError("a batch was cancelled")
+        elif (error := task.exception()) is not None:
+            self.failure = self.failure or error
+
+    async def _run(
+        self,
+        batch: Sequence[tuple[SourceEvent, Acknowledge]],
+        turns: Sequence[tuple[asyncio.Event | None, asyncio.Event, list[int]]],
+    ) -> None:
+        try:
+            outcomes = await self._outcomes([event for event, _ in batch])
+        except BaseException as error:
+            self.failure = self.failure or error
+            for _, done, _ in turns:
+                done.set()
+            raise
+
+        async def publish_turn(before: asyncio.Event | None, done: asyncio.Event, indexes: list[int]) -> None:
+            try:
+                if before is not None:
+                    await before.wait()
+                if self.failure is not None:
+                    return  # an earlier batch of this partition may have a hole; nothing may follow it
+                await self._publish([(batch[i][0], outcomes[i]) for i in indexes])
+                for index in indexes:
+                    await batch[index][1]()
+            except BaseException as error:
+                self.failure = self.failure or error
+                raise
+            finally:
+                done.set()
+
+        with stage_timer("publish"):
+            await asyncio.gather(*(publish_turn(*turn) for turn in turns))
+
+    # Events → outcomes
+
+    async def _outcomes(self, events: Sequence[SourceEvent]) -> list[Outcome]:
+        outcomes: list[Outcome | None] = [None] * len(events)
+        uploads: dict[str, list[tuple[int, ImageUploaded]]] = {}
+        for index, event in enumerate(events):
+            try:
+                content = decode_event(event.value)
+                _check_place(event, content, self._collections(event.collection))
+            except EventInvalid as error:
+                outcomes[index] = rejected(event, None, "read", error, 1, self._clock.now_ms())
+                continue
+            except NotFound:
+                # The collection was dropped, and its embedding log with it: there is nothing to tell to anybody.
+                outcomes[index] = Outcome(())
+                continue
+            match content:
+                case ImageUploaded():
+                    uploads.setdefault(event.collection, []).append((index, content))
+                case ImageDeleted():
+                    outcomes[index] = deleted(event, content)
+                case PayloadUpdated():
+                    outcomes[index] = payload_changed(event, content)
+        for collection, indexed in uploads.items():
+            for index, outcome in await self._embed_uploads(self._collections(collection), events, indexed):
+                outcomes[index] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    async def _embed_uploads(
+        self, spec: CollectionSpec, events: Sequence[SourceEvent], uploads: Sequence[tuple[int, ImageUploaded]]
+    ) -> list[tuple[int, Outcome]]:
+        embedder = self._embedder(spec.model)
+        preprocess = (await self._patiently(lambda: _describe(embedder, spec), spec)).preprocess
+        with stage_timer("decode"):
+            decoded = await asyncio.gather(
+                *(self._picture(events[index], index, upload, preprocess) for index, upload in uploads)
+            )
+        pictures = [one for one in decoded if isinstance(one, _Picture)]
+        results = [one for one in decoded if not isinstance(one, _Picture)]
+        if pictures:
+            with stage_timer("embed"):
+                results += await self._embed(embedder, spec, events, pictures)
+        return results
+
+    async def _picture(
+        self, event: SourceEvent, index: int, upload: ImageUploaded, preprocess: PreprocessSpec
+    ) -> _Picture | tuple[int, Outcome]:
+        """Fetch and decode; a picture that cannot be had becomes a rejection."""
+        settings = self._settings
+        attempts, stage = 0, "fetch"
+        try:
+            while True:
+                attempts += 1
+                try:
+                    data = await self._objects.get(upload.object_key, max_bytes=settings.max_image_bytes)
+                    break
+                except Unavailable as error:
+                    if attempts >= settings.fetch_attempts:
+                        raise
+                    _log.warning(
+                        "fetch failed and is tried again",
+                        **{LogField.IMAGE_ID: upload.image_id, LogField.ERROR: error.detail},
+                    )
+                    await self._clock.sleep(_pause_s(attempts))
+            stage = "decode"
+
+            def decoded() -> _Picture:
+                image: Image.Image = decode(
+                    data,
+                    max_pixels=settings.max_image_pixels,
+                    min_side=settings.min_image_side,
+                    max_bytes=settings.max_image_bytes,
+                )
+                return _Picture(index, upload, to_pixels(image, preprocess), image.width, image.height)
+
+            return await asyncio.get_running_loop().run_in_executor(self._executor, decoded)
+        except RiverlensError as error:
+            return index, rejected(event, upload.image_id, stage, error, attempts, self._clock.now_ms())
+
+    async def _embed(
+        self, embedder: Embedder, spec: CollectionSpec, events: Sequence[SourceEvent], pictures: Sequence[_Picture]
+    ) -> list[tuple[int, Outcome]]:
+        """One call for all; if the encoder fails on them, one call each, so that only the guilty is rejected."""
+        pixels = np.stack([picture.pixels for picture in pictures])
+        try:
+            rows = await self._patiently(lambda: embedder.encode_images(pixels), spec)
+        except EncodingFailed as error:
+            if len(pictures) == 1:
+                one = pictures[0]
+                letter = rejected(events[one.index], one.upload.image_id, "embed", error, 1, self._clock.now_ms())
+                return [(one.index, letter)]
+            apart = [await self._embed(embedder, spec, events, [picture]) for picture in pictures]
+            return [result for results in apart for result in results]
+        return [
+            (one.index, accepted(events[one.index], one.upload, row, spec.fingerprint, one.width, one.height))
+            for one, row in zip(pictures, rows, strict=True)
+        ]
+
+    async def _patiently(self, call: Callable[[], Awaitable[Answer]], spec: CollectionSpec) -> Answer:
+        """Repeat a call while no embedder, or one of another fingerprint, answers: that says nothing of a picture."""
+        attempts = 0
+        while True:
+            try:
+                return await call()
+            except (Unavailable, FingerprintMismatch) as error:
+                attempts += 1
+                _log.warning(
+                    "waiting for an embedder",
+                    **{LogField.COLLECTION: spec.name, LogField.CODE: error.code, LogField.ERROR: error.detail},
+                )
+                await self._clock.sleep(_pause_s(attempts))
+
+    # Outcomes → log
+
+    async def _publish(self, pairs: Sequence[tuple[SourceEvent, Outcome]]) -> None:
+        """Make everything of one partition's share of a batch durable, in order."""
+        collection = pairs[0][0].collection
+        await self._send(collection, [letter for _, one in pairs if (letter := _letter(one)) is not None])
+        try:
+            await self._send(collection, [record for event, one in pairs for record in _records(event, one)])
+        except InvalidRequest:
+            for event, one in pairs:
+                await self._publish_one(event, one)
+        for _, one in pairs:
+            count_event("rejected" if one.dead_letter is not None else "published")
+
+    async def _publish_one(self, event: SourceEvent, outcome: Outcome) -> None:
+        """Publish one event; a record that no broker takes makes it a rejection."""
+        try:
+            await self._send(event.collection, _records(event, outcome))
+        except InvalidRequest as error:
+            image_id = decode_event(event.value).image_id
+            refused = rejected(event, image_id, "publish", error, 1, self._clock.now_ms())
+            letter = _letter(refused)
+            await self._send(event.collection, [*([letter] if letter is not None else []), *_records(event, refused)])
+
+    async def _send(self, collection: str, records: Sequence[OutgoingRecord]) -> None:
+        """Send until the broker has confirmed all; repeats are harmless, gaps are not."""
+        attempts = 0
+        while records:
+            try:
+                await self._log.send_all(records)
+                break
+            except BrokerUnavailable as error:
+                attempts += 1
+                _log.warning("waiting for the broker", **{LogField.ERROR: error.detail})
+                if not self._is_live(collection):
+                    break
+                await self._clock.sleep(_pause_s(attempts))
+
+    def _is_live(self, collection: str) -> bool:
+        try:
+            self._collections(collection)
+        except NotFound:
+            return False
+        return True
+
+
+def _check_place(event: SourceEvent, content: ImageEvent, spec: CollectionSpec) -> None:
+    """Raises EventInvalid for an event that lies where no shard would look for it."""
+    if content.collection != event.collection:
+        raise EventInvalid(f"an event of collection {content.collection!r} lies in the topic of {event.collection!r}")
+    expected = partition_of(content.image_id, spec.partitions)
+    if expected != event.partition:
+        raise EventInvalid(f"image id {content.image_id!r} belongs into partition {expected}, not {event.partition}")
+
+
+async def _describe(embedder: Embedder, spec: CollectionSpec) -> EncoderDescription:
+    """The embedder's encoder; raises FingerprintMismatch if it is not the collection's."""
+    description = await embedder.describe()
+    if description.fingerprint != spec.fingerprint:
+        raise FingerprintMismatch(
+            f"collection {spec.name!r} holds vectors of {spec.fingerprint or 'no encoder yet'}, "
+            f"the embedder makes those of {description.fingerprint}"
+        )
+    return description
+
+
+def _letter(outcome: Outcome) -> OutgoingRecord | None:
+    letter = outcome.dead_letter
+    if letter is None:
+        return None
+    key = letter.image_id.encode() if letter.image_id is not None else None
+    return OutgoingRecord(DEAD_LETTER_TOPIC, 0, key, encode_json(letter))
+
+
+def _records(event: SourceEvent, outcome: Outcome) -> list[OutgoingRecord]:
+    topic = embedding_log_topic(event.collection)
+    return [
+        OutgoingRecord(topic, event.partition, record.key, record.value, record.headers) for record in outcome.records
+    ]
+
+
+def _pause_s(attempts: int) -> float:
+    """Exponential backoff with jitter, so that many workers do not come back at once."""
+    pause_s: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(attempts - 1, 20))
+    return pause_s * random.uniform(0.5, 1.0)  # noqa: S311

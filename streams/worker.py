@@ -1,0 +1,179 @@
+"""The ingest process: `python -m streams.worker`.
+
+The set of topics of a Faust app is fixed while it runs. When a collection comes or goes, the worker
+drains what is in flight, commits, and starts itself anew in the same process id; events wait in
+Kafka meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum, auto
+from functools import lru_cache
+
+import ray
+import structlog
+
+from actors.cluster import connect
+from actors.handles import EmbedderClient
+from actors.log.connection import bootstrap_servers
+from actors.log.producer import LogProducer
+from actors.log.registry import CollectionRegistry
+from actors.logs import configure
+from actors.objects import ObjectStore
+from contract.errors import BrokerUnavailable, NotFound, RiverlensError
+from contract.events import CollectionSpec
+from contract.settings import Settings, load_settings
+from contract.telemetry import LogField
+from streams.app import make_app
+from streams.pipeline import Pipeline
+
+_log = structlog.get_logger()
+_LOOK_EVERY_S = 1.0
+_DRAIN_WITHIN_S = 20.0
+
+
+class End(Enum):
+    """Why a run of the worker ended."""
+
+    STOPPED = auto()
+    COLLECTIONS_CHANGED = auto()
+    FAILED = auto()
+
+
+class SystemClock:
+    """The real clock."""
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970."""
+        return int(time.time() * 1000)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
+
+
+class Collections:
+    """The collections this run serves, refreshed in a thread so that look-ups never block."""
+
+    def __init__(self, registry: CollectionRegistry) -> None:
+        self._registry = registry
+        self.specs: dict[str, CollectionSpec] = {}
+
+    def __call__(self, name: str) -> CollectionSpec:
+        """The spec as last seen; raises NotFound."""
+        spec = self.specs.get(name)
+        if spec is None:
+            raise NotFound(f"there is no collection {name!r}")
+        return spec
+
+    async def refresh(self) -> None:
+        """See what is new; an unreachable broker leaves what is known."""
+        try:
+            self.specs = await asyncio.to_thread(self._registry.refresh)
+        except BrokerUnavailable as error:
+            _log.warning("collections cannot be read", **{LogField.ERROR: error.detail})
+
+    def incarnations(self) -> dict[str, str]:
+        """What a run depends on: names, and which life of each."""
+        return {name: spec.incarnation for name, spec in self.specs.items()}
+
+
+async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyncio.Event) -> End:
+    """Run until told to stop, until a collection comes or goes, or until a failure."""
+    collections = Collections(registry)
+    await collections.refresh()
+    while not collections.specs:
+        if await _stopped_within(stopping, _LOOK_EVERY_S):
+            return End.STOPPED
+        await collections.refresh()
+    served = collections.incarnations()
+    producer = LogProducer(settings, "riverlens-ingest", gapless=True)
+    executor = ThreadPoolExecutor(settings.decode_threads, "decode")
+
+    @lru_cache
+    def embedder(model: str) -> EmbedderClient:
+        return EmbedderClient(model, "ingest", settings.embedders)
+
+    pipeline = Pipeline(
+        settings,
+        collections=collections,
+        objects=ObjectStore(settings),
+        embedder=embedder,
+        log=producer,
+        executor=executor,
+        clock=SystemClock(),
+    )
+    app = make_app(settings, sorted(served), pipeline.submit)
+    app.finalize()
+    await app.start()
+    _log.info("ingest is running", **{LogField.COLLECTION: ", ".join(sorted(served))})
+    end = End.STOPPED
+    while not await _stopped_within(stopping, _LOOK_EVERY_S):
+        if pipeline.failure is not None or app.crashed:
+            _log.error("ingest failed", **{LogField.ERROR: repr(pipeline.failure or app.crash_reason)})
+            end = End.FAILED
+            break
+        await collections.refresh()
+        if collections.incarnations() != served:
+            end = End.COLLECTIONS_CHANGED
+            break
+    if end is not End.FAILED:
+        try:
+            await asyncio.wait_for(pipeline.drain(), _DRAIN_WITHIN_S)
+        except TimeoutError:
+            _log.warning("stopped with batches in flight; they are repeated at the next start")
+    await app.stop()
+    await asyncio.to_thread(producer.close)
+    executor.shutdown(wait=False, cancel_futures=True)
+    return end
+
+
+async def _stopped_within(stopping: asyncio.Event, seconds: float) -> bool:
+    try:
+        await asyncio.wait_for(stopping.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _run(settings: Settings) -> End:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    on_signal: Callable[[], None] = stopping.set
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    registry = CollectionRegistry(settings)
+    try:
+        return await serve(settings, registry, stopping)
+    finally:
+        registry.close()
+
+
+def main() -> int:
+    """Run the `ingest` process of the Procfile; the exit status."""
+    settings = load_settings()
+    configure(settings, "ingest")
+    try:
+        bootstrap_servers(settings)
+        connect(settings)
+        end = asyncio.run(_run(settings))
+        ray.shutdown()
+    except RiverlensError as error:
+        _log.error("ingest stops", **{LogField.CODE: error.code, LogField.ERROR: error.detail})
+        return 1
+    if end is End.COLLECTIONS_CHANGED:
+        _log.info("collections changed; starting anew")
+        os.execv(sys.executable, [sys.executable, "-m", "streams.worker"])  # noqa: S606
+    _log.info("ingest stopped")
+    return 0 if end is End.STOPPED else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

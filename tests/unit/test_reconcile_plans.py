@@ -1,0 +1,80 @@
+"""Desired state → actors, as pure functions."""
+
+from __future__ import annotations
+
+import msgspec
+
+from actors.reconcile import Health, Record, ShardPlan, desired, observe, to_start, to_stop
+from contract.events import CollectionSpec
+from contract.settings import Settings
+
+SPEC = CollectionSpec(
+    name="images",
+    incarnation="one",
+    partitions=4,
+    shards=4,
+    replicas=2,
+    model="offline",
+    fingerprint="f",
+    dimension=8,
+    created_at_ms=0,
+)
+
+
+def test_a_collection_wants_its_shards_and_one_set_of_embedders_per_model() -> None:
+    other = msgspec.structs.replace(SPEC, name="other", shards=1, replicas=1)
+    plans = desired({"images": SPEC, "other": other}, Settings(embedders=2, query_embedders=1))
+    shards = [plan for plan in plans.values() if isinstance(plan, ShardPlan)]
+    assert len(shards) == 4 * 2 + 1
+    assert sorted(name for name in plans if name.startswith("embedder/")) == [
+        "embedder/offline/ingest/0",
+        "embedder/offline/ingest/1",
+        "embedder/offline/query/0",
+    ]
+
+
+def test_a_collection_that_is_not_described_yet_has_embedders_and_no_shards() -> None:
+    plans = desired({"images": msgspec.structs.replace(SPEC, fingerprint="", dimension=0)}, Settings())
+    assert set(plans) == {"embedder/offline/query/0", "embedder/offline/ingest/0"}
+    assert set(desired({}, Settings(), described_next=("tiny",))) == {"embedder/tiny/query/0"}
+
+
+def test_a_collection_made_anew_under_its_old_name_has_other_actors() -> None:
+    before = desired({"images": SPEC}, Settings())
+    after = desired({"images": msgspec.structs.replace(SPEC, incarnation="two")}, Settings())
+    stopped = to_stop(after, list(before))
+    assert len(stopped) == 8
+    assert all(name.startswith("shard/images/one/") for name in stopped)
+
+
+def test_a_failing_actor_is_started_again_after_growing_pauses() -> None:
+    plans = desired({"images": SPEC}, Settings())
+    name = next(iter(plans))
+    records = {name: Record() for name in plans}
+    now, pauses = 100.0, []
+    for _ in range(12):
+        observe(records[name], Health.FAILED, now)
+        assert plans[name] not in to_start(plans, records, now)
+        pauses.append(records[name].start_after - now)
+        now = records[name].start_after
+        assert plans[name] in to_start(plans, records, now)
+        observe(records[name], Health.WAITING, now)
+        assert plans[name] not in to_start(plans, records, now)
+    assert pauses == sorted(pauses)
+    assert pauses[0] < 1
+    assert pauses[-1] == 30.0
+
+
+def test_a_long_healthy_life_is_forgiven_its_failures() -> None:
+    record = Record()
+    observe(record, Health.FAILED, 0.0)
+    observe(record, Health.HEALTHY, 10.0)
+    observe(record, Health.HEALTHY, 30.0)
+    assert record.failures == 1
+    observe(record, Health.HEALTHY, 71.0)
+    assert record.failures == 0
+
+
+def test_what_nobody_has_seen_is_started() -> None:
+    plans = desired({"images": SPEC}, Settings())
+    assert to_start(plans, {}, 0.0) == list(plans.values())
