@@ -75,6 +75,8 @@ class FanOut:
         self._batch_max = batch_max
         self._waiting: list[_Waiting] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._under_way = 0
+        # The loop holds tasks weakly; these are the batches under way.
         self._batches: set[asyncio.Task[None]] = set()
         self._turn = 0
 
@@ -94,7 +96,7 @@ class FanOut:
             self._leave()
         elif self._timer is None:
             # Even with nothing under way, queries that became runnable in this same turn of the loop join.
-            self._timer = loop.call_later(self._window_s if self._batches else 0.0, self._leave)
+            self._timer = loop.call_later(self._window_s if self._under_way else 0.0, self._leave)
         return await done
 
     def _leave(self) -> None:
@@ -103,6 +105,7 @@ class FanOut:
             self._timer = None
         batch, self._waiting = self._waiting, []
         if batch:
+            self._under_way += 1
             task = asyncio.get_running_loop().create_task(self._run(batch))
             self._batches.add(task)
             task.add_done_callback(self._batches.discard)
@@ -112,12 +115,15 @@ class FanOut:
             answers = await self._ask_all(batch)
         # Whatever went wrong belongs to the queries that wait, not to this task.
         except BaseException as error:
+            self._under_way -= 1
             for waiting in batch:
                 if not waiting.done.done():
                     waiting.done.set_exception(error)
             if not isinstance(error, Exception):
                 raise
             return
+        # Counted down before a caller wakes: its next query then leaves at once.
+        self._under_way -= 1
         for waiting, answer in zip(batch, answers, strict=True):
             if not waiting.done.done():
                 waiting.done.set_result(answer)
