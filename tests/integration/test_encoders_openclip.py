@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from actors.embedding.openclip import OpenClipEncoder, cut_is_exact, encode_cut, import_open_clip, preprocess_spec
 from actors.embedding.preprocessing import normalise, to_pixels
 from actors.embedding.registry import load_encoder
-from actors.messages import PreprocessSpec
+from actors.messages import Pixels, PreprocessSpec
 from contract.errors import ModelUnavailable, SettingsInvalid
 from contract.settings import Settings
 
@@ -30,7 +31,7 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def open_clip(tmp_path_factory: pytest.TempPathFactory):
+def open_clip(tmp_path_factory: pytest.TempPathFactory) -> Any:
     module = import_open_clip()
     file = tmp_path_factory.mktemp("configs") / f"{ARCHITECTURE}.json"
     file.write_text(json.dumps(CONFIG))
@@ -38,14 +39,14 @@ def open_clip(tmp_path_factory: pytest.TempPathFactory):
     return module
 
 
-def _checkpoint(open_clip, path: Path, seed: int) -> Path:
+def _checkpoint(open_clip: Any, path: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     torch.save(open_clip.create_model(ARCHITECTURE).state_dict(), path)
     return path
 
 
 @pytest.fixture(scope="module")
-def checkpoint(open_clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(open_clip: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _checkpoint(open_clip, tmp_path_factory.mktemp("weights") / "tiny.pt", seed=1)
 
 
@@ -61,7 +62,7 @@ def encoder(settings: Settings, checkpoint: Path) -> OpenClipEncoder:
     return loaded
 
 
-def _noise(count: int, size: int = 32) -> np.ndarray:
+def _noise(count: int, size: int = 32) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
@@ -76,7 +77,9 @@ def test_vectors_are_normalised_and_of_the_described_dimension(encoder: OpenClip
     assert encoder.encode_images(_noise(0)).shape == encoder.encode_texts([]).shape == (0, 24)
 
 
-def test_image_vectors_equal_those_of_open_clip_itself(open_clip, encoder: OpenClipEncoder, checkpoint: Path) -> None:
+def test_image_vectors_equal_those_of_open_clip_itself(
+    open_clip: Any, encoder: OpenClipEncoder, checkpoint: Path
+) -> None:
     model, _, transform = open_clip.create_model_and_transforms(ARCHITECTURE, pretrained=str(checkpoint))
     model.eval()
     picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (61, 90, 3), dtype=np.uint8))
@@ -90,7 +93,7 @@ def test_image_vectors_equal_those_of_open_clip_itself(open_clip, encoder: OpenC
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("width", "height"), [(61, 90), (90, 61), (40, 40), (32, 32), (7, 50), (301, 200)])
 def test_our_pixels_equal_open_clips_transform(
-    open_clip, resize_mode: str, interpolation: str, width: int, height: int
+    open_clip: Any, resize_mode: str, interpolation: str, width: int, height: int
 ) -> None:
     config = {
         "size": 32,
@@ -114,7 +117,7 @@ def test_models_of_oblong_pictures_are_refused() -> None:
         preprocess_spec({**config, "resize_mode": "squash", "fill_color": 0})
 
 
-def test_texts_cut_to_their_length_have_the_same_vectors(open_clip, encoder: OpenClipEncoder) -> None:
+def test_texts_cut_to_their_length_have_the_same_vectors(open_clip: Any, encoder: OpenClipEncoder) -> None:
     torch.manual_seed(5)
     model = open_clip.create_model(ARCHITECTURE).eval()
     assert cut_is_exact(model)
@@ -123,7 +126,7 @@ def test_texts_cut_to_their_length_have_the_same_vectors(open_clip, encoder: Ope
         np.testing.assert_allclose(encode_cut(model, tokens), model.encode_text(tokens), atol=1e-5)
 
 
-def test_the_cut_is_really_shorter(open_clip) -> None:
+def test_the_cut_is_really_shorter(open_clip: Any) -> None:
     model = open_clip.create_model(ARCHITECTURE).eval()
     lengths = []
     model.transformer.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
@@ -132,14 +135,14 @@ def test_the_cut_is_really_shorter(open_clip) -> None:
     assert lengths == [3]
 
 
-def test_texts_are_not_cut_where_attention_looks_ahead(open_clip) -> None:
+def test_texts_are_not_cut_where_attention_looks_ahead(open_clip: Any) -> None:
     model = open_clip.create_model(ARCHITECTURE)
     model.attn_mask = None
     assert not cut_is_exact(model)
 
 
 def test_fingerprint_follows_the_weights_not_the_file(
-    open_clip, settings: Settings, encoder: OpenClipEncoder, checkpoint: Path, tmp_path: Path
+    open_clip: Any, settings: Settings, encoder: OpenClipEncoder, checkpoint: Path, tmp_path: Path
 ) -> None:
     copied = tmp_path / "copy.pt"
     copied.write_bytes(checkpoint.read_bytes())
@@ -151,7 +154,7 @@ def test_fingerprint_follows_the_weights_not_the_file(
     assert len(same.fingerprint) == 16
 
 
-def test_an_architecture_file_takes_the_preprocessing_its_published_weights_share(open_clip) -> None:
+def test_an_architecture_file_takes_the_preprocessing_its_published_weights_share(open_clip: Any) -> None:
     from actors.embedding.openclip import _preprocessing_of_architecture  # noqa: PLC0415
 
     shared = _preprocessing_of_architecture(open_clip, "ViT-B-16-SigLIP")
@@ -178,13 +181,13 @@ def test_a_model_that_cannot_be_is_a_clear_error(
         load_encoder(settings, model)
 
 
-def test_a_file_that_is_no_checkpoint_is_a_clear_error(open_clip, settings: Settings, tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_a_clear_error(open_clip: Any, settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ModelUnavailable, match="cannot be loaded"):
         load_encoder(settings, f"openclip:{ARCHITECTURE}:{tmp_path / 'broken.pt'}")
 
 
-def test_cuda_without_a_device_is_a_clear_error(settings: Settings, checkpoint: Path, open_clip) -> None:
+def test_cuda_without_a_device_is_a_clear_error(settings: Settings, checkpoint: Path, open_clip: Any) -> None:
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
     with pytest.raises(SettingsInvalid, match="CUDA"):
