@@ -12,6 +12,7 @@ from faust.types import EventT, StreamT
 from actors.log.connection import bootstrap_servers
 from contract.settings import Settings
 from contract.topics import image_events_topic
+from streams.ingest_group import INGEST_GROUP
 from streams.outcome import SourceEvent
 
 Submit = Callable[[Sequence[tuple[SourceEvent, Callable[[], Awaitable[object]]]]], Awaitable[None]]
@@ -26,7 +27,7 @@ def make_app(settings: Settings, collections: Sequence[str], submit: Submit) -> 
     event's effect is durable.
     """
     app = faust.App(
-        "riverlens-ingest",
+        INGEST_GROUP,
         broker=[f"kafka://{server}" for server in bootstrap_servers(settings).split(",")],
         broker_credentials=credentials(settings),
         broker_commit_interval=0.5,
