@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -17,6 +20,9 @@ from contract.settings import Settings
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
+_Answer = TypeVar("_Answer")
+# Requests under way at once; they wait for disks and networks, not for processors.
+_THREADS: Final = 16
 # The callers retry with their own patience; the client's own retries only bridge a hiccup.
 _CLIENT: Final[ClientConfig] = {"timeout": timedelta(seconds=30), "connect_timeout": timedelta(seconds=5)}
 _RETRY: Final[RetryConfig] = {"max_retries": 1, "retry_timeout": timedelta(seconds=10)}
@@ -45,6 +51,7 @@ class ObjectStore:
         scheme = urlsplit(url).scheme
         options = dict(settings.object_store_options)
         self._keeps_content_type = scheme != "file"
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="objects")
         self._store: Any
         try:
             if scheme == "file":
@@ -64,7 +71,7 @@ class ObjectStore:
         """
         attributes = {"Content-Type": content_type} if content_type and self._keeps_content_type else None
         try:
-            await obstore.put_async(self._store, key, data, attributes=attributes)
+            await self._call(lambda: obstore.put(self._store, key, data, attributes=attributes))
         except ValueError as error:
             raise InvalidRequest(f"{key!r} cannot be a key: {_first_line(error)}") from error
         except (BaseError, OSError) as error:
@@ -80,12 +87,7 @@ class ObjectStore:
         if not key:
             raise ObjectMissing("the empty key names no object")
         try:
-            answer = await obstore.get_async(self._store, key)
-            size = answer.meta["size"]
-            if max_bytes is not None and size > max_bytes:
-                raise ImageTooLarge(f"{key} has {size} bytes; at most {max_bytes} are accepted")
-            # The copy out of the buffer is of megabytes at the most, so it stays on the loop.
-            return bytes(await answer.bytes_async())
+            return await self._call(lambda: self._get(key, max_bytes))
         except _ABSENT as error:
             raise ObjectMissing(f"there is no object {key}") from error
         except (BaseError, OSError) as error:
@@ -94,7 +96,7 @@ class ObjectStore:
     async def delete(self, key: str) -> None:
         """Remove a key; a key that is not there is fine."""
         try:
-            await obstore.delete_async(self._store, key)
+            await self._call(lambda: obstore.delete(self._store, key))
         except _ABSENT:
             return
         except (BaseError, OSError) as error:
@@ -103,12 +105,24 @@ class ObjectStore:
     async def exists(self, key: str) -> bool:
         """Whether there are bytes under a key."""
         try:
-            await obstore.head_async(self._store, key)
+            await self._call(lambda: obstore.head(self._store, key))
         except _ABSENT:
             return False
         except (BaseError, OSError) as error:
             raise ObjectStoreUnavailable(f"looking for {key}: {_first_line(error)}") from error
         return True
+
+    def _get(self, key: str, max_bytes: int | None) -> bytes:
+        answer = obstore.get(self._store, key)
+        size = answer.meta["size"]
+        if max_bytes is not None and size > max_bytes:
+            raise ImageTooLarge(f"{key} has {size} bytes; at most {max_bytes} are accepted")
+        return bytes(answer.bytes())
+
+    async def _call(self, operation: Callable[[], _Answer]) -> _Answer:
+        # obstore's own coroutines finish on foreign threads, which abort the process when it ends
+        # just then; blocking calls in threads of our own do not.
+        return await asyncio.get_running_loop().run_in_executor(self._threads, operation)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ system topics are there, and removes that file when it stops.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -53,20 +54,24 @@ class Broker(Protocol):
 def start_local(settings: Settings) -> tuple[Broker, LocalBroker]:
     """Start the local broker that `kafka_local` asks for; announces nothing yet.
 
+    With `auto` that is Apache Kafka, or the in-memory cluster where Kafka cannot run and has never run.
+
     Raises:
-        Unavailable: it cannot run; with `auto` only if neither kind can.
+        Unavailable: it cannot run (retryable where Maven was out of reach).
+        BrokerUnavailable: Kafka does not start; has the end of its log.
     """
+    reason = "kafka_local asks for it"
     if settings.kafka_local != "memory":
         kafka = LocalKafka(settings)
         try:
-            return kafka, kafka.start()
+            kafka.prepare()
         except Unavailable as error:
-            kafka.stop()
-            if settings.kafka_local == "kafka":
+            # An empty broker in place of a full one would make every shard throw its store away.
+            if settings.kafka_local == "kafka" or kafka.has_data():
                 raise
             reason = error.detail
-    else:
-        reason = "kafka_local asks for it"
+        else:
+            return kafka, kafka.start()
     memory = MemoryBroker()
     described = memory.start()
     _log.warning(f"in-memory broker: nothing in it survives a restart, and it keeps 5 MiB per partition ({reason})")
@@ -81,6 +86,7 @@ def announce(settings: Settings, broker: LocalBroker) -> None:
     ensure_system_topics(staging)
     settings.broker_file.parent.mkdir(parents=True, exist_ok=True)
     staging.broker_file.replace(settings.broker_file)
+    shutil.rmtree(staging.home_path)
 
 
 def ensure_system_topics(settings: Settings) -> None:
@@ -89,12 +95,17 @@ def ensure_system_topics(settings: Settings) -> None:
         ensure_topic(settings, spec)
 
 
-def run(settings: Settings, stopping: threading.Event) -> None:
-    """Run until `stopping` is set; raises when the broker cannot start or ends by itself."""
+def run(settings: Settings, stopping: threading.Event, ready: threading.Event) -> None:
+    """Run until `stopping` is set; sets `ready` when it begins to wait for that.
+
+    Raises Unavailable or TopicShapeMismatch when the broker cannot start, BrokerUnavailable when it
+    ends by itself.
+    """
     if settings.kafka_bootstrap is not None:
         servers = bootstrap_servers(settings, _CLUSTER_WAIT_S)
         ensure_system_topics(settings)
         _log.info("using the Kafka cluster that settings name", bootstrap=servers)
+        ready.set()
         stopping.wait()
         return
     settings.broker_file.unlink(missing_ok=True)
@@ -102,6 +113,7 @@ def run(settings: Settings, stopping: threading.Event) -> None:
     try:
         announce(settings, described)
         _log.info("broker ready", bootstrap=described.bootstrap, kind=described.kind, instance=described.instance)
+        ready.set()
         while not stopping.wait(_CHECK_EVERY_S):
             broker.check()
         if described.kind == "kafka":
@@ -116,11 +128,20 @@ def main() -> int:
     """Entry of the process; 0 after a clean stop."""
     settings = load_settings()
     configure(settings, "broker")
-    stopping = threading.Event()
+    stopping, ready = threading.Event(), threading.Event()
+
+    def stop(*_: object) -> None:
+        stopping.set()
+        if not ready.is_set():
+            # Starting can take minutes (Maven, the JVM); it is broken off where it stands.
+            raise KeyboardInterrupt
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, stop)
     try:
-        run(settings, stopping)
+        run(settings, stopping, ready)
+    except KeyboardInterrupt:
+        _log.info("broker stopped while it was starting")
     except RiverlensError as error:
         _log.error("the broker cannot run", **{LogField.CODE: error.code, LogField.ERROR: error.detail})
         return 1

@@ -22,7 +22,7 @@ import structlog
 from confluent_kafka.admin import AdminClient
 
 from actors.log.connection import LocalBroker, translated
-from contract.errors import BrokerUnavailable, Unavailable
+from contract.errors import BrokerUnavailable
 from contract.settings import Settings
 from contract.telemetry import LogField
 from streams.kafka_jars import RESOURCES, java_command, kafka_jars
@@ -84,25 +84,41 @@ class LocalKafka:
         self._pid_file = self._folder / "kafka.pid"
         self._log_file = self._folder / "log" / "kafka.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._java = ""
+        self._jars = Path()
+
+    def has_data(self) -> bool:
+        """Whether there is a log of an earlier run, which another kind of broker would hide."""
+        return (self._data / "meta.properties").exists()
+
+    def prepare(self) -> None:
+        """Find Java and get the jars; raises Unavailable (retryable where Maven was out of reach)."""
+        self._java = java_command()
+        self._jars = kafka_jars(self._settings)
 
     def start(self) -> LocalBroker:
-        """Start Kafka and return once it answers.
+        """Start Kafka, after `prepare`, and return once it answers.
 
         Raises:
-            Unavailable: no Java, or no jars (retryable where a registry was out of reach).
             BrokerUnavailable: Kafka ended early or did not answer in time; has the end of its log.
         """
-        java = java_command()
-        jars = kafka_jars(self._settings)
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         self._end_orphan()
         if self._log_file.exists() and self._log_file.stat().st_size > _LOG_BYTES_MAX:
             self._log_file.replace(self._log_file.with_suffix(".log.1"))
         broker_port, controller_port = _free_ports(2)
         self._write_properties(broker_port, controller_port)
-        self._format(java, jars)
+        self._format()
         log_config = f"-Dlog4j2.configurationFile={RESOURCES / 'log4j2.xml'}"
-        command = [java, *_JVM_OPTIONS, log_config, "-cp", f"{jars}/*", "kafka.Kafka", str(self._properties)]
+        command = [
+            self._java,
+            *_JVM_OPTIONS,
+            log_config,
+            "-cp",
+            f"{self._jars}/*",
+            "kafka.Kafka",
+            str(self._properties),
+        ]
         with self._log_file.open("ab") as log:
             # Its own session: Ctrl-C reaches only this process, which stops Kafka after its clients.
             self._process = subprocess.Popen(  # noqa: S603
@@ -115,7 +131,11 @@ class LocalKafka:
             )
         self._pid_file.write_text(str(self._process.pid))
         bootstrap = f"127.0.0.1:{broker_port}"
-        self._await_answer(bootstrap, broker_port)
+        try:
+            self._await_answer(bootstrap, broker_port)
+        except BaseException:
+            self.stop()
+            raise
         return LocalBroker(bootstrap, "kafka", self.cluster_id())
 
     def check(self) -> None:
@@ -158,20 +178,26 @@ class LocalKafka:
         }
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in (_SETTINGS | own).items()))
 
-    def _format(self, java: str, jars: Path) -> None:
+    def _format(self) -> None:
         """Format the data folder at the first start; this is where the cluster gets its id."""
-        if (self._data / "meta.properties").exists():
+        if self.has_data():
             return
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         # A leading dash would read as an option.
         cluster_id = "A" + cluster_id[1:] if cluster_id.startswith("-") else cluster_id
         tool = ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(self._properties)]
-        command = [java, f"-Dlog4j2.configurationFile={RESOURCES / 'log4j2.xml'}", "-cp", f"{jars}/*", *tool]
+        command = [
+            self._java,
+            f"-Dlog4j2.configurationFile={RESOURCES / 'log4j2.xml'}",
+            "-cp",
+            f"{self._jars}/*",
+            *tool,
+        ]
         done = subprocess.run(  # noqa: S603
             command, capture_output=True, text=True, check=False, timeout=_START_TIMEOUT_S, stdin=subprocess.DEVNULL
         )
         if done.returncode != 0:
-            raise Unavailable(f"Kafka's data folder {self._data} cannot be formatted: {done.stdout}{done.stderr}")
+            raise BrokerUnavailable(f"Kafka's data folder {self._data} cannot be formatted: {done.stdout}{done.stderr}")
 
     def _await_answer(self, bootstrap: str, port: int) -> None:
         started = time.monotonic()
@@ -184,7 +210,6 @@ class LocalKafka:
                 _log.info("Apache Kafka answers", **{LogField.DURATION_S: round(waited, 1)})
                 return
             if waited > _START_TIMEOUT_S:
-                self.stop()
                 raise BrokerUnavailable(f"Apache Kafka did not answer in {_START_TIMEOUT_S:.0f} s:\n{self.tail()}")
             if waited - told > _PROGRESS_EVERY_S:
                 told = waited
