@@ -37,8 +37,12 @@ which is also in the `X-Request-ID` header of every answer.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
-def create_app(dependencies: Dependencies) -> FastAPI:
-    """The app; it closes its dependencies when it shuts down."""
+def create_app(dependencies: Dependencies, *, proxy_adds_request_id: bool = False) -> FastAPI:
+    """The app; it closes its dependencies when it shuts down.
+
+    `proxy_adds_request_id`: the proxy in front puts the caller's `X-Request-ID` (or a new one, which
+    the app then sees) into every answer, so the app does not do it a second time.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -57,7 +61,7 @@ def create_app(dependencies: Dependencies) -> FastAPI:
     for module in (routes_collections, routes_images, routes_search, routes_system):
         app.include_router(module.router)
     problems.install(app)
-    app.add_middleware(RequestRecord)
+    app.add_middleware(RequestRecord, proxy_adds_request_id=proxy_adds_request_id)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
@@ -65,8 +69,9 @@ def create_app(dependencies: Dependencies) -> FastAPI:
 class RequestRecord:
     """Gives every request its id, answers unexpected errors, and logs one line per request."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, proxy_adds_request_id: bool) -> None:
         self._app = app
+        self._proxy_adds_request_id = proxy_adds_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -74,7 +79,9 @@ class RequestRecord:
             await self._app(scope, receive, send)
             return
         request = Request(scope)
-        request_id = request_id_from(request.headers.get("x-request-id"))
+        given = request.headers.get("x-request-id")
+        request_id = request_id_from(given)
+        already_added = self._proxy_adds_request_id and given == request_id
         request.state.request_id = request_id
         started = time.perf_counter()
         status = 0
@@ -83,7 +90,8 @@ class RequestRecord:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                if not already_added:
+                    MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
         try:
@@ -102,7 +110,7 @@ class RequestRecord:
 
     @staticmethod
     def _record(request: Request, status: int, request_id: str, duration_s: float) -> None:
-        if request.url.path in _QUIET and status < 500:
+        if request.url.path in _QUIET and status != 500:
             return
         route = request.scope.get("route")
         _log.info(

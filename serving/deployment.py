@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray import serve
+from ray.serve._private import replica
+from ray.util import get_node_ip_address
 from starlette.types import ASGIApp
 
 from actors.handles import EmbedderClient, ShardClient
@@ -44,6 +48,18 @@ def connect_dependencies(settings: Settings) -> Dependencies:
     )
 
 
+def _keep_to_the_node() -> None:
+    """Bind the replica's gRPC port, opened after this, to its node's address as all other ports of Ray are.
+
+    Serve binds it to every interface and offers no setting. Ray's token guards it, but a port that
+    nobody outside needs shall not be open to them.
+    """
+    module: Any = replica
+    bind, address = module.add_port_to_grpc_server, str(get_node_ip_address())  # type: ignore[no-untyped-call]
+    host = f"[{address}]" if ":" in address else address
+    module.add_port_to_grpc_server = lambda server, _: bind(server, f"{host}:0")
+
+
 @serve.deployment(
     name="api",
     max_ongoing_requests=_MAX_ONGOING_REQUESTS,
@@ -57,8 +73,9 @@ class Api:
 
     def __init__(self, settings: Settings) -> None:
         configure(settings, "api")
+        _keep_to_the_node()
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Build the app in the replica's own process; Serve calls this once after the constructor."""
-        return create_app(connect_dependencies(self._settings))
+        return create_app(connect_dependencies(self._settings), proxy_adds_request_id=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -48,6 +49,7 @@ def _serve(settings: Settings, stopping: threading.Event) -> int:
         return 0
     # Paths below the home folder mean the same in a replica, whose working directory is another.
     travelling = settings.model_copy(update={"home": settings.home_path, "cache": settings.cache_path})
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
     serve.start(
         proxy_location=ProxyLocation.HeadOnly,
