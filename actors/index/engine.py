@@ -93,11 +93,20 @@ class ShardEngine:
         """Position per partition that the shard has met; what they cover is durable and searchable."""
         return dict(self._positions)
 
-    def begin(self, identity: LogIdentity, log_ends: dict[int, int]) -> None:
-        """Bind the store to its log and set `complete_from` of each partition to the log's end."""
+    def begin(self, identity: LogIdentity, log_ends: dict[int, int], now_ms: int) -> None:
+        """Bind the store to its log and set `complete_from` of each partition to the log's end.
+
+        A new store counts as caught up `now_ms` (Unix milliseconds): what it reads from here on
+        makes it whole unless it stays away for longer than the log keeps tombstones.
+        """
         before = self._store.progress.positions
         positions = before | {p: before.get(p, Position()).started(end) for p, end in log_ends.items()}
-        progress = msgspec.structs.replace(self._store.progress, positions=positions, log_identity=identity)
+        progress = msgspec.structs.replace(
+            self._store.progress,
+            positions=positions,
+            log_identity=identity,
+            caught_up_at_ms=self._store.progress.caught_up_at_ms or now_ms,
+        )
         self._store.write(StoreBatch(), progress)
         self._positions = positions
 

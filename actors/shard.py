@@ -1,0 +1,200 @@
+"""The shard actor: one replica of one shard, a view of its partitions of the embedding log."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import ray
+import structlog
+
+from actors.index.engine import EngineParameters, ShardEngine
+from actors.log.reader import KafkaLogReader
+from actors.logs import configure
+from actors.messages import Freshness, PointState, ShardSearch, ShardSearchResult, ShardStatus
+from actors.replica import AppliedWaiters, Replica
+from contract.errors import FingerprintMismatch, InvalidRequest, ShardUnavailable
+from contract.events import CollectionSpec
+from contract.settings import Settings
+from contract.telemetry import LogField
+from contract.topics import partitions_of_shard
+
+_log = structlog.get_logger()
+_POLL_S = 0.05
+_DRAIN_PAUSE_S = 0.02
+_SEARCH_THREADS = 4
+_STOP_S = 10.0
+
+Answer = TypeVar("Answer")
+
+
+def shard_folder(settings: Settings, collection: str, incarnation: str, shard: int, replica: int) -> Path:
+    """Where a shard replica keeps its store."""
+    return settings.home_path / "shards" / collection / incarnation / f"{shard}-{replica}"
+
+
+# A small claim: on a shared machine a shard mostly waits. One that died is started anew by the supervisor.
+@ray.remote(num_cpus=0.25, max_restarts=0, max_task_retries=0)
+class ShardActor:
+    """Tails the log in one thread, drains in another, and answers in a pool of threads.
+
+    Methods are those of `handles.ShardClient`. All but `status`, `wait_applied` and `stop` raise
+    ShardUnavailable (retryable) until the store is open.
+    """
+
+    def __init__(self, settings: Settings, spec: CollectionSpec, shard: int, replica: int) -> None:
+        configure(settings, f"shard-{shard}-{replica}")
+        structlog.contextvars.bind_contextvars(**{LogField.COLLECTION: spec.name})
+        self._settings = settings
+        self._spec = spec
+        self._shard = shard
+        self._replica_number = replica
+        self._partitions = partitions_of_shard(shard, spec.shards, spec.partitions)
+        self._pool = ThreadPoolExecutor(_SEARCH_THREADS, thread_name_prefix="search")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiters = AppliedWaiters(self._applied_offset)
+        self._engine: ShardEngine | None = None
+        self._replica: Replica | None = None
+        self._error: str | None = None
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._guard, args=(self._tail,), name="tail", daemon=True)]
+        self._threads[0].start()
+
+    def _guard(self, body: Callable[[], None]) -> None:
+        """Run the body of a thread; what ends it early is the state of the shard."""
+        try:
+            body()
+        except Exception as error:  # noqa: BLE001 - told by `status`, and the supervisor starts the shard anew
+            self._error = f"{type(error).__name__}: {error}"
+            _log.exception("shard failed", **{LogField.SHARD: self._shard, LogField.REPLICA: self._replica_number})
+
+    def _tail(self) -> None:
+        spec, settings = self._spec, self._settings
+        engine = ShardEngine(
+            shard_folder(settings, spec.name, spec.incarnation, self._shard, self._replica_number),
+            EngineParameters(
+                fingerprint=spec.fingerprint,
+                dimension=spec.dimension,
+                m=spec.m,
+                ef_construction=spec.ef_construction,
+                ef_search=spec.ef_search,
+                growing_max=settings.growing_max,
+                store_cache_bytes=settings.store_cache_bytes,
+                store_write_buffer_bytes=settings.store_write_buffer_bytes,
+            ),
+        )
+        replica = Replica(
+            engine,
+            lambda: KafkaLogReader(settings, spec.name, self._partitions),
+            self._partitions,
+            time.time,
+            self._wake_waiters,
+        )
+        self._replica, self._engine = replica, engine
+        drain = threading.Thread(target=self._guard, args=(self._drain,), name="drain", daemon=True)
+        self._threads.append(drain)
+        drain.start()
+        while not self._stopping.is_set():
+            if not replica.step(_POLL_S) and not replica.attached:
+                self._stopping.wait(_POLL_S)
+        replica.close()
+
+    def _drain(self) -> None:
+        engine = self._opened()
+        while not self._stopping.is_set():
+            if not engine.drain():
+                self._stopping.wait(_DRAIN_PAUSE_S)
+
+    def _wake_waiters(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._waiters.wake)
+
+    def _applied_offset(self, partition: int) -> int:
+        return -1 if self._replica is None else self._replica.applied_offset(partition)
+
+    def _opened(self) -> ShardEngine:
+        if self._engine is None:
+            raise ShardUnavailable(f"shard {self._shard} is opening its store" if self._error is None else self._error)
+        return self._engine
+
+    async def _in_pool(self, work: Callable[[], Answer]) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def search(self, request: ShardSearch) -> ShardSearchResult:
+        """One batch of queries. Raises FingerprintMismatch, InvalidRequest, ShardUnavailable (retryable)."""
+        if request.fingerprint != self._spec.fingerprint:
+            raise FingerprintMismatch(
+                f"the query is of encoder {request.fingerprint}, the collection of {self._spec.fingerprint}"
+            )
+        engine = self._opened()
+
+        def work() -> ShardSearchResult:
+            # Read before the search: what it covers is then surely in the answer.
+            freshness = self._freshness()
+            return ShardSearchResult(engine.search(request.vectors, request.queries, request.with_payload), freshness)
+
+        return await self._in_pool(work)
+
+    async def fetch(self, image_ids: Sequence[str], with_vector: bool = False) -> list[PointState | None]:
+        """What the shard knows of each id. Raises ShardUnavailable (retryable)."""
+        engine = self._opened()
+        return await self._in_pool(lambda: engine.fetch(image_ids, with_vector))
+
+    async def scan(self, after: str | None, limit: int) -> list[PointState]:
+        """Searchable points in id order. Raises ShardUnavailable (retryable)."""
+        engine = self._opened()
+        return await self._in_pool(lambda: engine.scan(after, limit))
+
+    async def wait_applied(self, partition: int, source_offset: int, timeout_s: float) -> bool:
+        """True once the source offset is applied; False after the time-out. Takes no search thread.
+
+        Raises InvalidRequest for a partition of another shard.
+        """
+        if partition not in self._partitions:
+            raise InvalidRequest(f"partition {partition} is not of shard {self._shard}")
+        self._loop = asyncio.get_running_loop()
+        return await self._waiters.wait(partition, source_offset, timeout_s)
+
+    async def status(self) -> ShardStatus:
+        """State, positions and counts; answers while the store is opened, too."""
+        return await self._in_pool(self._status)
+
+    def _freshness(self) -> Freshness:
+        if self._replica is None:
+            return Freshness(dict.fromkeys(self._partitions, -1), 0.0)
+        return self._replica.freshness()
+
+    def _status(self) -> ShardStatus:
+        engine, replica = self._engine, self._replica
+        state = "failed" if self._error is not None else "recovering" if replica is None else replica.state
+        return ShardStatus(
+            collection=self._spec.name,
+            shard=self._shard,
+            replica=self._replica_number,
+            state=state,
+            error=self._error or (replica.error if replica is not None else None),
+            pid=os.getpid(),
+            points=engine.points if engine is not None else 0,
+            deleted=engine.deleted if engine is not None else 0,
+            growing=engine.growing if engine is not None else 0,
+            fingerprint=self._spec.fingerprint,
+            log_offsets={p: at.log_offset for p, at in replica.positions().items()} if replica is not None else {},
+            high_watermarks=replica.high_watermarks() if replica is not None else {},
+            freshness=self._freshness(),
+            consumer_lag=replica.consumer_lag() if replica is not None else 0,
+            store_bytes=engine.store_bytes() if engine is not None else 0,
+        )
+
+    async def stop(self) -> None:
+        """End the threads and close the store; the actor is killed after this."""
+        self._stopping.set()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join, _STOP_S)
+        if self._engine is not None:
+            await self._in_pool(self._engine.close)
