@@ -1,132 +1,96 @@
-"""The embedder actor: one encoder behind batched calls."""
+"""The embedder actor: one encoder, one thread that runs it, batches in and vectors out."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import ray
 import structlog
 
+from actors.embedding.batching import TextBatcher
+from actors.embedding.encoder import Encoder
 from actors.embedding.registry import load_encoder
 from actors.logs import configure
-from actors.messages import EmbedderRole, EmbedderStatus, EncoderDescription, FloatMatrix, Pixels
-from contract.errors import EmbedderUnavailable, EncodingFailed, RiverlensError
+from actors.messages import EmbedderStatus, EncoderDescription, FloatMatrix, Pixels
+from contract.errors import EncodingFailed, RiverlensError
 from contract.settings import Settings
 from contract.telemetry import LogField
 
 _log = structlog.get_logger()
 
 
-# One that died is started anew by the supervisor. GPUs are claimed through `.options`.
-@ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)
-class EmbedderActor:
-    """Runs one encoder in one thread, so that calls never meet inside it.
+@ray.remote
+class Embedder:
+    """Runs one encoder. Loading happens while the actor starts; calls wait for it.
 
-    Methods are those of `handles.EmbedderClient`. Loading takes place in that thread too: the first
-    calls wait for it, and if it failed every call raises why.
+    When the model cannot be loaded, every call raises the reason instead of the actor dying
+    without one. A big call is cut into batches, so that a small one does not wait for all of it.
     """
 
-    def __init__(self, settings: Settings, model: str, role: EmbedderRole, index: int) -> None:
-        configure(settings, f"embedder-{role}-{index}")
-        self._settings = settings
-        self._model = model
-        self._images = 0
-        self._texts = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        self._waiting: list[tuple[str, asyncio.Future[FloatMatrix]]] = []
-        self._flushing: asyncio.Task[None] | None = None
-        self._loading = self._thread.submit(self._load)
+    def __init__(self, settings: Settings, model: str, name: str) -> None:
+        configure(settings, name)
+        self._batch = settings.embed_batch
+        self._executor = ThreadPoolExecutor(1, "encode")
+        self._images_encoded = 0
+        self._texts_encoded = 0
+        self._encoder: Encoder | None = None
+        self._failure: RiverlensError | None = None
+        try:
+            self._encoder = load_encoder(settings, model)
+            self._encoder.warm_up()
+        except RiverlensError as error:
+            self._failure = error
+            _log.error("model cannot be loaded", **{LogField.CODE: error.code, LogField.ERROR: error.detail})
+            return
+        self._texts = TextBatcher(self._encoder.encode_texts, self._executor)
+        description = self._encoder.description
+        _log.info("embedder is ready", model=description.model, device=description.device)
 
-    def _load(self) -> None:
-        encoder = load_encoder(self._settings, self._model)
-        encoder.warm_up()
-        self._encoder = encoder
-        _log.info("encoder loaded", model=self._model, fingerprint=encoder.description.fingerprint)
-
-    async def _loaded(self) -> None:
-        await asyncio.wrap_future(self._loading)
+    def _loaded(self) -> Encoder:
+        if self._encoder is None:
+            raise self._failure or EncodingFailed("no encoder is loaded")
+        return self._encoder
 
     async def describe(self) -> EncoderDescription:
-        """Model, fingerprint, dimension, preprocessing. Raises what loading raised, such as ModelUnavailable."""
-        await self._loaded()
-        return self._encoder.description
+        """Which encoder this is; raises ModelUnavailable, SettingsInvalid."""
+        return self._loaded().description
 
     async def encode_images(self, pixels: Pixels) -> FloatMatrix:
-        """(n, s, s, 3) uint8 → (n, d) float32, `embed_batch` pictures at a time.
-
-        Raises EncodingFailed, and what loading raised.
-        """
-        await self._loaded()
-        size = self._settings.embed_batch
-        parts = [
-            # Part by part, so that calls that come meanwhile get their turn between two.
-            await self._encode(partial(self._encoder.encode_images, pixels[start : start + size]))
-            for start in range(0, max(len(pixels), 1), size)
-        ]
-        self._images += len(pixels)
+        """(n, s, s, 3) uint8 → (n, d) float32, L2-normalised; raises EncodingFailed."""
+        encoder = self._loaded()
+        loop = asyncio.get_running_loop()
+        parts: list[FloatMatrix] = []
+        try:
+            for start in range(0, max(1, len(pixels)), self._batch):
+                part = pixels[start : start + self._batch]
+                parts.append(await loop.run_in_executor(self._executor, encoder.encode_images, part))
+        except Exception as error:
+            raise EncodingFailed(f"{len(pixels)} pictures: {type(error).__name__}: {error}") from error
+        self._images_encoded += len(pixels)
         return np.concatenate(parts)
 
     async def encode_texts(self, texts: Sequence[str]) -> FloatMatrix:
-        """N texts → (n, d) float32. Texts of concurrent calls are encoded as one batch.
-
-        Raises EncodingFailed, and what loading raised.
-        """
-        await self._loaded()
-        if not texts:
-            return np.empty((0, self._encoder.description.dimension), dtype=np.float32)
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[FloatMatrix]] = [loop.create_future() for _ in texts]
-        self._waiting += zip(texts, futures, strict=True)
-        if self._flushing is None or self._flushing.done():
-            self._flushing = loop.create_task(self._flush())
-        rows = await asyncio.gather(*futures)
-        self._texts += len(texts)
-        return np.stack(rows)
-
-    async def _flush(self) -> None:
-        """Encode what waits, `embed_batch` texts at a time, until nothing waits."""
-        while self._waiting:
-            batch, self._waiting = (
-                self._waiting[: self._settings.embed_batch],
-                self._waiting[self._settings.embed_batch :],
-            )
-            texts = [text for text, _ in batch]
-            try:
-                rows = await self._encode(partial(self._encoder.encode_texts, texts))
-            except RiverlensError as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), row in zip(batch, rows, strict=True):
-                if not future.done():
-                    future.set_result(row)
-
-    async def _encode(self, work: Callable[[], FloatMatrix]) -> FloatMatrix:
+        """N texts → (n, d) float32 query vectors; raises EncodingFailed."""
+        self._loaded()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-        except RiverlensError:
-            raise
+            rows = await self._texts.encode(texts)
         except Exception as error:
-            _log.exception("encoding failed", **{LogField.ERROR: str(error)})
-            raise EncodingFailed(f"{type(error).__name__}: {error}") from error
+            raise EncodingFailed(f"{len(texts)} texts: {type(error).__name__}: {error}") from error
+        self._texts_encoded += len(texts)
+        return rows
 
     async def status(self) -> EmbedderStatus:
-        """Health. Raises EmbedderUnavailable (retryable) while loading, and what loading raised."""
-        if not self._loading.done():
-            raise EmbedderUnavailable(f"{self._model} is loading")
-        await self._loaded()
-        description = self._encoder.description
+        """Health and counts; raises why the model could not be loaded."""
+        description = self._loaded().description
         return EmbedderStatus(
-            model=self._model,
+            model=description.model,
             fingerprint=description.fingerprint,
             device=description.device,
             pid=os.getpid(),
-            images_encoded=self._images,
-            texts_encoded=self._texts,
+            images_encoded=self._images_encoded,
+            texts_encoded=self._texts_encoded,
         )

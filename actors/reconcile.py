@@ -1,9 +1,9 @@
-"""From the desired state to what must be done about the actors there are. Plain logic, no Ray."""
+"""Desired state → actors: which should run, and what to do about each, as pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Collection, Mapping
+from enum import StrEnum
 
 from msgspec import Struct
 
@@ -11,18 +11,13 @@ from actors.messages import EmbedderRole, embedder_name, shard_name
 from contract.events import CollectionSpec
 from contract.settings import Settings
 
-BACKOFF_FIRST_S = 1.0
-BACKOFF_MAX_S = 60.0
-HEALTHY_FOR_S = 60.0
-SILENT_S = 30.0
-START_S = 300.0
-
-EMBEDDER_PREFIX = "embedder/"
-SHARD_PREFIX = "shard/"
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 30.0
+_FORGIVEN_AFTER_S = 60.0
 
 
-class EmbedderWanted(Struct, frozen=True):
-    """An embedder that shall live."""
+class EmbedderPlan(Struct, frozen=True):
+    """An embedder that should run."""
 
     model: str
     role: EmbedderRole
@@ -30,12 +25,12 @@ class EmbedderWanted(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Its Ray name."""
+        """Ray name."""
         return embedder_name(self.model, self.role, self.index)
 
 
-class ShardWanted(Struct, frozen=True):
-    """A shard replica that shall live."""
+class ShardPlan(Struct, frozen=True):
+    """A shard replica that should run."""
 
     spec: CollectionSpec
     shard: int
@@ -43,128 +38,91 @@ class ShardWanted(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Its Ray name."""
+        """Ray name."""
         return shard_name(self.spec.name, self.spec.incarnation, self.shard, self.replica)
 
 
-Wanted: TypeAlias = EmbedderWanted | ShardWanted
+Plan = EmbedderPlan | ShardPlan
 
 
-class Observed(Struct, frozen=True):
-    """What was seen of one living actor: it answered, it answered that it failed, or it did not answer."""
+class Health(StrEnum):
+    """What is known of an actor.
 
-    health: Literal["healthy", "failed", "silent"]
-    reason: str = ""
-
-
-class Start(Struct, frozen=True):
-    """Start this actor."""
-
-    wanted: Wanted
-
-
-class Stop(Struct, frozen=True):
-    """End this actor, for this reason. If it is still wanted, a later plan starts it again."""
-
-    name: str
-    reason: str
-    wanted: bool
-
-
-Action: TypeAlias = Start | Stop
-
-
-def is_complete(spec: CollectionSpec) -> bool:
-    """Whether the encoder of the collection is known; without it no shard can be made."""
-    return bool(spec.fingerprint) and spec.dimension > 0
-
-
-def desired(specs: Iterable[CollectionSpec], models: Collection[str], settings: Settings) -> dict[str, Wanted]:
-    """The actors that shall live: shards per collection, embedders per model in use and for `models`.
-
-    Embedders of `models` are wanted for the query role only: to learn what the model is.
+    `absent`: nobody bears its name. `waiting`: it exists and has not answered yet. `healthy`: its
+    last answer was good. `failed`: it answered that it cannot work, or it died.
     """
-    live = [spec for spec in specs if not spec.dropped]
-    wanted: list[Wanted] = []
-    used = {spec.model for spec in live if is_complete(spec)}
-    asked = {spec.model for spec in live if not is_complete(spec)} | set(models)
-    for model in sorted(used):
-        wanted += [EmbedderWanted(model, "ingest", index) for index in range(settings.embedders)]
-    for model in sorted(used | asked):
-        wanted += [EmbedderWanted(model, "query", index) for index in range(settings.query_embedders)]
-    for spec in live:
-        if is_complete(spec):
-            wanted += [
-                ShardWanted(spec, shard, replica) for shard in range(spec.shards) for replica in range(spec.replicas)
-            ]
-    return {one.name: one for one in wanted}
+
+    ABSENT = "absent"
+    WAITING = "waiting"
+    HEALTHY = "healthy"
+    FAILED = "failed"
 
 
-class _History(Struct):
-    """What happened to one name so far."""
+class Record(Struct):
+    """The supervisor's memory of one actor; times are monotonic seconds."""
 
-    attempts: int = 0
-    not_before_s: float = float("-inf")
-    healthy_since_s: float | None = None
-    silent_since_s: float | None = None
-    answered: bool = False
+    health: Health = Health.ABSENT
+    failures: int = 0
+    start_after: float = 0.0
+    healthy_since: float | None = None
 
 
-class Reconciler:
-    """Plans turn by turn, and remembers what keeps failing. Times are seconds of one monotonic clock."""
+def desired(
+    specs: Mapping[str, CollectionSpec], settings: Settings, described_next: Collection[str] = ()
+) -> dict[str, Plan]:
+    """Every actor that should run, by name.
 
-    def __init__(self) -> None:
-        self._histories: dict[str, _History] = {}
+    A collection without a fingerprint is not described yet: it has embedders and no shards.
+    `described_next` names models that need one query embedder, to be described before a
+    collection of theirs exists.
+    """
+    plans: dict[str, Plan] = {}
+    for model in described_next:
+        first = EmbedderPlan(model, "query", 0)
+        plans[first.name] = first
+    for model in dict.fromkeys(spec.model for spec in specs.values()):
+        roles: tuple[tuple[EmbedderRole, int], ...] = (
+            ("query", settings.query_embedders),
+            ("ingest", settings.embedders),
+        )
+        for role, count in roles:
+            for index in range(count):
+                embedder = EmbedderPlan(model, role, index)
+                plans[embedder.name] = embedder
+    for spec in specs.values():
+        if not spec.fingerprint:
+            continue
+        for replica in range(spec.replicas):
+            for shard in range(spec.shards):
+                one = ShardPlan(spec, shard, replica)
+                plans[one.name] = one
+    return plans
 
-    def plan(self, wanted: Mapping[str, Wanted], observed: Mapping[str, Observed], now_s: float) -> list[Action]:
-        """What to do now. `observed` has every living actor of Riverlens, wanted or not.
 
-        An actor that is not there is started; one that failed, or was silent for too long, is
-        stopped and started anew. The first start is at once; each further one waits twice as long
-        as the one before, up to BACKOFF_MAX_S, until the actor was healthy for HEALTHY_FOR_S.
-        """
-        actions: list[Action] = []
-        for name in set(self._histories) - set(wanted):
-            del self._histories[name]
-        for name, one in wanted.items():
-            history = self._histories.setdefault(name, _History())
-            seen = observed.get(name)
-            if seen is None:
-                actions += self._missing(history, one, now_s)
-            elif seen.health == "healthy":
-                self._healthy(history, now_s)
-            elif seen.health == "failed":
-                history.healthy_since_s = history.silent_since_s = None
-                if now_s >= history.not_before_s:
-                    actions.append(Stop(name, seen.reason, wanted=True))
-            else:
-                actions += self._silent(history, name, now_s)
-        actions += [Stop(name, "nobody wants it any more", wanted=False) for name in observed if name not in wanted]
-        return actions
+def observe(record: Record, health: Health, now: float) -> None:
+    """Take in what was seen of an actor; a failure sets the time before which it is not started again."""
+    if health is Health.FAILED:
+        record.failures += 1
+        record.start_after = now + min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (record.failures - 1))
+        record.healthy_since = None
+        record.health = Health.ABSENT
+        return
+    if health is Health.HEALTHY:
+        record.healthy_since = now if record.healthy_since is None else record.healthy_since
+        if now - record.healthy_since >= _FORGIVEN_AFTER_S:
+            record.failures = 0
+    record.health = health
 
-    def _missing(self, history: _History, one: Wanted, now_s: float) -> list[Action]:
-        history.healthy_since_s = history.silent_since_s = None
-        history.answered = False
-        if now_s < history.not_before_s:
-            return []
-        history.not_before_s = now_s + min(BACKOFF_FIRST_S * 2**history.attempts, BACKOFF_MAX_S)
-        history.attempts += 1
-        return [Start(one)]
 
-    def _healthy(self, history: _History, now_s: float) -> None:
-        history.answered = True
-        history.silent_since_s = None
-        if history.healthy_since_s is None:
-            history.healthy_since_s = now_s
-        if now_s - history.healthy_since_s >= HEALTHY_FOR_S:
-            history.attempts = 0
+def to_start(plans: Mapping[str, Plan], records: Mapping[str, Record], now: float) -> list[Plan]:
+    """Plans whose actor is absent and whose pause after a failure is over."""
+    return [
+        plan
+        for name, plan in plans.items()
+        if (record := records.get(name)) is None or (record.health is Health.ABSENT and now >= record.start_after)
+    ]
 
-    def _silent(self, history: _History, name: str, now_s: float) -> list[Action]:
-        if history.silent_since_s is None:
-            history.silent_since_s = now_s
-        # An actor that never answered is still loading.
-        patience_s = SILENT_S if history.answered else START_S
-        if now_s - history.silent_since_s < patience_s:
-            return []
-        history.silent_since_s = None
-        return [Stop(name, f"no answer for {patience_s:g} s", wanted=True)]
+
+def to_stop(plans: Mapping[str, Plan], running: Collection[str]) -> list[str]:
+    """Names that run and are not desired."""
+    return [name for name in running if name not in plans]

@@ -41,10 +41,10 @@ def shard_folder(settings: Settings, collection: str, incarnation: str, shard: i
 
 # A small claim: on a shared machine a shard mostly waits. One that died is started anew by the supervisor.
 @ray.remote(num_cpus=0.25, max_restarts=0, max_task_retries=0)
-class ShardActor:
+class Shard:
     """Tails the log in one thread, drains in another, and answers in a pool of threads.
 
-    Methods are those of `handles.ShardClient`. All but `status`, `wait_applied` and `stop` raise
+    Methods are those of `handles.ShardClient`. All but `status`, `wait_applied` and `close` raise
     ShardUnavailable (retryable) until the store is open.
     """
 
@@ -191,7 +191,7 @@ class ShardActor:
             store_bytes=engine.store_bytes() if engine is not None else 0,
         )
 
-    async def stop(self) -> None:
+    async def close(self) -> None:
         """End the threads and close the store; the actor is killed after this."""
         self._stopping.set()
         for thread in self._threads:

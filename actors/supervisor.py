@@ -1,230 +1,230 @@
-"""The supervisor: makes the actors that the collections want, and keeps them alive."""
+"""The supervisor: keeps the actors of every collection alive.
+
+`python -m actors.supervisor` reads the desired state from the collections topic and compares it
+with the actors about once a second. It owns nothing: actors are named and detached, so that a
+supervisor that starts again adopts those that live.
+"""
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import threading
 import time
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import ray
 import structlog
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from actors.cluster import connect
-from actors.embedder import EmbedderActor
-from actors.index.store import remove_store
+from actors.embedder import Embedder
 from actors.log.collections import create_collection
 from actors.log.connection import bootstrap_servers
 from actors.log.registry import CollectionRegistry
 from actors.logs import configure
-from actors.messages import RAY_NAMESPACE, EncoderDescription, ShardStatus, embedder_name
-from actors.reconcile import (
-    EMBEDDER_PREFIX,
-    SHARD_PREFIX,
-    EmbedderWanted,
-    Observed,
-    Reconciler,
-    ShardWanted,
-    Start,
-    Wanted,
-    desired,
-    is_complete,
-)
-from actors.shard import ShardActor
-from contract.errors import EmbedderUnavailable, RiverlensError, Unavailable
+from actors.messages import RAY_NAMESPACE, EncoderDescription, ShardStatus
+from actors.reconcile import EmbedderPlan, Health, Plan, Record, ShardPlan, desired, observe, to_start, to_stop
+from actors.shard import Shard
+from contract.errors import BrokerUnavailable, RiverlensError
 from contract.events import CollectionSpec
 from contract.settings import Settings, load_settings
 from contract.telemetry import LogField
 
 _log = structlog.get_logger()
-TURN_S = 1.0
-_PING_S = 1.0
-_DESCRIBE_S = 30.0
-_STOP_S = 10.0
-_JOIN_S = 60.0
+_TICK_S = 0.5
+_CLOSE_WITHIN_S = 15.0
 
 
 class Supervisor:
-    """One turn after the other: read the desired state, look at the actors, act. Needs a joined Ray."""
+    """Brings the actors in line with the collections, one `tick` at a time."""
 
     def __init__(self, settings: Settings, registry: CollectionRegistry) -> None:
         self._settings = settings
         self._registry = registry
-        self._reconciler = Reconciler()
         self._specs: dict[str, CollectionSpec] = {}
+        self._plans: dict[str, Plan] = {}
+        self._records: dict[str, Record] = {}
         self._handles: dict[str, ActorHandle[Any]] = {}
-        self._pings: dict[str, ray.ObjectRef[Any]] = {}
+        self._pings: dict[str, Any] = {}
+        self._descriptions: dict[str, EncoderDescription] = {}
 
-    def turn(self) -> None:
-        """Bring the actors one step closer to the desired state. Raises nothing for a broker that is away."""
-        models: set[str] = set()
+    def tick(self) -> None:
+        """Look at every actor once and act. Raises RiverlensError when a collection cannot be made."""
         try:
-            self._specs = self._registry.refresh()
-            if self._default_is_missing():
-                models.add(self._settings.model)
-        except Unavailable as error:
-            _log.warning("the collections cannot be read; keeping what there is", **_fields(error))
-        wanted = desired(self._specs.values(), models, self._settings)
-        observed = self._observe()
-        for action in self._reconciler.plan(wanted, observed, time.monotonic()):
-            if isinstance(action, Start):
-                self._start(action.wanted)
-            else:
-                self._stop(action.name, action.reason)
-        try:
-            self._learn_encoders(models, observed)
-            self._remove_stores()
-        except Unavailable as error:
-            _log.warning("the collections cannot be written", **_fields(error))
+            specs = self._registry.refresh()
+        except BrokerUnavailable as error:
+            # The actors can go on with what is known; only changes of the desired state wait.
+            _log.warning("desired state cannot be read", **{LogField.ERROR: error.detail})
+        else:
+            self._remove_dropped(specs)
+            self._specs = specs
+            self._complete_collections()
+        first = () if self._default_exists() else (self._settings.model,)
+        self._plans = desired(self._specs, self._settings, described_next=first)
+        for name in to_stop(self._plans, list(self._handles)):
+            self._stop(name)
+        self._listen()
+        for plan in to_start(self._plans, self._records, time.monotonic()):
+            self._start(plan)
 
-    def _default_is_missing(self) -> bool:
-        """Whether the default collection never was; one that somebody dropped stays dropped."""
-        name = self._settings.collection
-        return name not in self._specs and self._registry.latest(name) is None
+    # Actors
 
-    def _observe(self) -> dict[str, Observed]:
-        """Ask every living actor for its status, all at once; what does not answer in time is silent."""
-        names = {
-            name
-            for entry in ray.util.list_named_actors(all_namespaces=True)
-            if entry["namespace"] == RAY_NAMESPACE
-            and (name := str(entry["name"])).startswith((EMBEDDER_PREFIX, SHARD_PREFIX))
+    def _start(self, plan: Plan) -> None:
+        record = self._records.setdefault(plan.name, Record())
+        options: dict[str, Any] = {
+            "name": plan.name,
+            "namespace": RAY_NAMESPACE,
+            "lifetime": "detached",
+            "get_if_exists": True,
+            "max_restarts": 0,
+            "scheduling_strategy": "SPREAD",
         }
-        for name in set(self._handles) - names:
-            self._forget(name)
-        for name in names - set(self._pings):
-            try:
-                handle = self._handles[name] = self._handles.get(name) or ray.get_actor(name, RAY_NAMESPACE)
-            except ValueError:
-                continue  # it died between the two calls
-            self._pings[name] = handle.status.remote()
-        refs = list(self._pings.values())
-        answered, _ = ray.wait(refs, num_returns=len(refs), timeout=_PING_S) if refs else ([], [])
-        observed: dict[str, Observed] = {}
-        for name in list(self._pings):
-            if self._pings[name] not in answered:
-                observed[name] = Observed("silent")
-            elif (seen := self._outcome(name, self._pings.pop(name))) is not None:
-                observed[name] = seen
-        return observed
+        settings = self._settings
+        match plan:
+            case EmbedderPlan():
+                options |= {"num_cpus": settings.embedder_threads, "num_gpus": settings.embedder_gpus}
+                handle = Embedder.options(**options).remote(settings, plan.model, plan.name)  # type: ignore[attr-defined]
+            case ShardPlan():
+                options |= {"num_cpus": settings.shard_cpus}
+                handle = Shard.options(**options).remote(settings, plan.spec, plan.shard, plan.replica)  # type: ignore[attr-defined]
+        _log.info("actor started or adopted", name=plan.name, failures=record.failures)
+        self._handles[plan.name] = handle
+        observe(record, Health.WAITING, time.monotonic())
 
-    def _outcome(self, name: str, ref: ray.ObjectRef[Any]) -> Observed | None:
-        """What the answer to a ping says; None for a dead actor."""
+    def _listen(self) -> None:
+        """Ask every actor for its status; at most one question per actor is open."""
+        for name, handle in self._handles.items():
+            if name not in self._pings:
+                plan = self._plans[name]
+                undescribed = isinstance(plan, EmbedderPlan) and plan.model not in self._descriptions
+                self._pings[name] = (handle.describe if undescribed else handle.status).remote()
+        if not self._pings:
+            return
+        answered, _ = ray.wait(list(self._pings.values()), num_returns=len(self._pings), timeout=_TICK_S)
+        for name, ping in list(self._pings.items()):
+            if ping in answered:
+                del self._pings[name]
+                self._take_answer(name, ping)
+
+    def _take_answer(self, name: str, ping: Any) -> None:
+        record, now = self._records[name], time.monotonic()
         try:
-            status = ray.get(ref)
+            answer = ray.get(ping, timeout=_TICK_S)
+        except (ActorUnavailableError, GetTimeoutError):
+            return  # a lost connection says nothing of the actor; the next ping will
         except RayTaskError as error:
-            if isinstance(error.cause, EmbedderUnavailable):
-                return Observed("silent")  # it is loading
-            return Observed("failed", str(error.cause))
+            reason = error.cause.detail if isinstance(error.cause, RiverlensError) else str(error)
+            self._replace(name, reason)
         except RayActorError as error:
-            _log.warning("actor died", actor=name, **{LogField.ERROR: str(error).splitlines()[0]})
-            self._forget(name)
-            return None
-        if isinstance(status, ShardStatus) and status.state == "failed":
-            return Observed("failed", str(status.error))
-        return Observed("healthy")
+            self._replace(name, str(error).splitlines()[0])
+        else:
+            if isinstance(answer, EncoderDescription):
+                self._descriptions[self._plans[name].model] = answer  # type: ignore[union-attr]
+            if isinstance(answer, ShardStatus) and answer.state == "failed":
+                self._replace(name, answer.error or "it reports that it failed")
+                return
+            if record.health is not Health.HEALTHY:
+                _log.info("actor is healthy", name=name)
+            observe(record, Health.HEALTHY, now)
 
-    def _forget(self, name: str) -> None:
-        self._handles.pop(name, None)
+    def _replace(self, name: str, reason: str) -> None:
+        record = self._records[name]
+        observe(record, Health.FAILED, time.monotonic())
+        pause_s = max(0.0, record.start_after - time.monotonic())
+        _log.warning(
+            "actor failed and is started again",
+            name=name,
+            failures=record.failures,
+            pause_s=round(pause_s, 2),
+            **{LogField.ERROR: reason},
+        )
+        ray.kill(self._handles.pop(name), no_restart=True)
+
+    def _stop(self, name: str) -> None:
+        handle = self._handles.pop(name)
         self._pings.pop(name, None)
+        self._records.pop(name, None)
+        self._close([handle] if name.startswith("shard/") else [])
+        ray.kill(handle, no_restart=True)
+        _log.info("actor stopped", name=name)
 
-    def _start(self, wanted: Wanted) -> None:
-        _log.info("starting actor", actor=wanted.name)
-        actor: Any
-        arguments: tuple[object, ...]
-        options: dict[str, object] = {}
-        match wanted:
-            case ShardWanted(spec=spec, shard=shard, replica=replica):
-                actor, arguments = ShardActor, (self._settings, spec, shard, replica)
-            case EmbedderWanted(model=model, role=role, index=index):
-                actor, arguments = EmbedderActor, (self._settings, model, role, index)
-                options["num_gpus"] = self._settings.embedder_gpus
-        # Detached: it outlives this process, and the next supervisor finds it by its name.
-        self._handles[wanted.name] = actor.options(
-            name=wanted.name, namespace=RAY_NAMESPACE, lifetime="detached", get_if_exists=True, **options
-        ).remote(*arguments)
+    @staticmethod
+    def _close(shards: list[ActorHandle[Any]]) -> None:
+        """Let shards close their stores; one that does not is killed, which loses nothing either."""
+        closing: list[Any] = [shard.close.remote() for shard in shards]
+        if not closing:
+            return
+        done, late = ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_WITHIN_S)
+        for ref in done:
+            try:
+                ray.get(ref)
+            except (RayActorError, RayTaskError) as error:
+                _log.warning("a shard did not close", **{LogField.ERROR: str(error).splitlines()[0]})
+        if late:
+            _log.warning("shards did not close in time", **{LogField.COUNT: len(late)})
 
-    def _stop(self, name: str, reason: str) -> None:
-        _log.warning("stopping actor", actor=name, **{LogField.ERROR: reason})
-        handle = self._handles.get(name)
-        if handle is not None:
-            ray.kill(handle)
-        self._forget(name)
+    def stop_all(self) -> None:
+        """Close the shards and end every actor, for a Ray cluster that ends with this instance."""
+        self._close([handle for name, handle in self._handles.items() if name.startswith("shard/")])
+        for handle in self._handles.values():
+            ray.kill(handle, no_restart=True)
+        self._handles.clear()
 
-    def _learn_encoders(self, models: set[str], observed: dict[str, Observed]) -> None:
-        """Make the default collection and complete collections of a model that nobody knew before."""
-        for spec in self._specs.values():
-            if not is_complete(spec) and (found := self._description(spec.model, observed)) is not None:
-                completed = msgspec.structs.replace(
+    # Collections
+
+    def _default_exists(self) -> bool:
+        return self._settings.collection in self._specs
+
+    def _complete_collections(self) -> None:
+        """Make the default collection at the first start, and fill in what only an encoder knows."""
+        settings = self._settings
+        description = self._descriptions.get(settings.model)
+        if not self._default_exists() and description is not None:
+            spec = create_collection(
+                settings,
+                self._registry,
+                settings.collection,
+                description,
+                partitions=settings.partitions,
+                shards=settings.shards,
+                replicas=settings.replicas,
+                m=settings.hnsw_m,
+                ef_construction=settings.hnsw_ef_construction,
+                ef_search=settings.hnsw_ef_search,
+            )
+            self._specs[spec.name] = spec
+        for spec in list(self._specs.values()):
+            found = self._descriptions.get(spec.model)
+            if not spec.fingerprint and found is not None:
+                complete = msgspec.structs.replace(
                     spec, model=found.model, fingerprint=found.fingerprint, dimension=found.dimension
                 )
-                self._registry.put(completed)
-                _log.info("collection completed", **{LogField.COLLECTION: spec.name}, fingerprint=found.fingerprint)
-        for model in models:
-            if (found := self._description(model, observed)) is not None:
-                create_collection(
-                    self._settings,
-                    self._registry,
-                    self._settings.collection,
-                    found,
-                    partitions=self._settings.partitions,
-                    shards=self._settings.shards,
-                    replicas=self._settings.replicas,
-                    **_graph_defaults(),
-                )
+                self._registry.put(complete)
+                self._specs[spec.name] = complete
 
-    def _description(self, model: str, observed: dict[str, Observed]) -> EncoderDescription | None:
-        """What a query embedder of the model says it is; None until it is there."""
-        name = embedder_name(model, "query", 0)
-        seen, handle = observed.get(name), self._handles.get(name)
-        if seen is None or seen.health != "healthy" or handle is None:
-            return None
-        try:
-            return cast(EncoderDescription, ray.get(handle.describe.remote(), timeout=_DESCRIBE_S))
-        except (RayActorError, RayTaskError, GetTimeoutError) as error:
-            _log.warning("embedder does not describe its model", actor=name, **{LogField.ERROR: str(error)})
-            return None
-
-    def _remove_stores(self) -> None:
-        """Remove the store folders of collections that were dropped, or made anew under the same name."""
-        root = self._settings.home_path / "shards"
-        for folder in root.glob("*/*"):
-            name, incarnation = folder.parent.name, folder.name
-            spec = self._specs.get(name) or self._registry.latest(name)
-            if spec is None or (spec.incarnation == incarnation and not spec.dropped):
+    def _remove_dropped(self, specs: dict[str, CollectionSpec]) -> None:
+        """Stop the shards of collections that ended and remove their stores."""
+        for name, old in self._specs.items():
+            new = specs.get(name)
+            if new is not None and new.incarnation == old.incarnation:
                 continue
-            if any(actor.startswith(f"{SHARD_PREFIX}{name}/{incarnation}/") for actor in self._handles):
-                continue
-            _log.info("removing the stores of a collection that is gone", **{LogField.COLLECTION: name})
-            remove_store(folder)
-
-    def end_actors(self) -> None:
-        """Let every shard close its store, then end all actors."""
-        shards = [handle for name, handle in self._handles.items() if name.startswith(SHARD_PREFIX)]
-        closing: list[Any] = [handle.stop.remote() for handle in shards]
-        if closing:
-            _, late = ray.wait(closing, num_returns=len(closing), timeout=_STOP_S)
-            if late:
-                _log.warning("shards did not close in time", **{LogField.COUNT: len(late)})
-        for handle in self._handles.values():
-            ray.kill(handle)
-        self._handles.clear()
-        self._pings.clear()
+            for actor in [n for n, p in self._plans.items() if isinstance(p, ShardPlan) and p.spec.name == name]:
+                if actor in self._handles:
+                    self._stop(actor)
+            folder = store_folder(self._settings, old)
+            if folder.exists():
+                shutil.rmtree(folder)
+            _log.info("collection ended", **{LogField.COLLECTION: name})
 
 
-def _graph_defaults() -> dict[str, int]:
-    """Index parameters of a collection whose maker names none."""
-    names = CollectionSpec.__struct_fields__[-len(CollectionSpec.__struct_defaults__) :]
-    defaults = dict(zip(names, CollectionSpec.__struct_defaults__, strict=True))
-    return {name: int(defaults[name]) for name in ("m", "ef_construction", "ef_search")}
-
-
-def _fields(error: RiverlensError) -> dict[str, str]:
-    return {LogField.CODE: error.code, LogField.ERROR: error.detail}
+def store_folder(settings: Settings, spec: CollectionSpec) -> Path:
+    """Folder of all stores of one incarnation of a collection on this machine."""
+    return settings.home_path / "shards" / spec.name / spec.incarnation
 
 
 def main() -> int:
@@ -232,44 +232,25 @@ def main() -> int:
     settings = load_settings()
     configure(settings, "supervisor")
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
     try:
-        if not _join(settings, stopping):
-            return 0
+        bootstrap_servers(settings)
+        connect(settings, forward_logs=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopping.set())
         registry = CollectionRegistry(settings)
         supervisor = Supervisor(settings, registry)
-        _log.info("supervising")
         while not stopping.is_set():
-            started = time.monotonic()
-            supervisor.turn()
-            stopping.wait(max(0.0, TURN_S - (time.monotonic() - started)))
-        if settings.ray_address is None:
-            supervisor.end_actors()
+            supervisor.tick()
+            stopping.wait(_TICK_S)
         registry.close()
-    except RiverlensError as error:
-        _log.error("the supervisor cannot go on", **_fields(error))
-        return 1
-    finally:
+        if settings.ray_address is None:
+            supervisor.stop_all()
         ray.shutdown()
-    _log.info("stopped")
+    except RiverlensError as error:
+        _log.error("supervisor stops", **{LogField.CODE: error.code, LogField.ERROR: error.detail})
+        return 1
+    _log.info("supervisor stopped")
     return 0
-
-
-def _join(settings: Settings, stopping: threading.Event) -> bool:
-    """Wait for the broker and Ray; False when told to stop meanwhile. Raises Unavailable after _JOIN_S each."""
-    for join in (bootstrap_servers, lambda settings, wait_s: connect(settings, wait_s, forward_logs=True)):
-        deadline = time.monotonic() + _JOIN_S
-        while True:
-            if stopping.is_set():
-                return False
-            try:
-                join(settings, 1.0)
-                break
-            except Unavailable:
-                if time.monotonic() > deadline:
-                    raise
-    return True
 
 
 if __name__ == "__main__":
