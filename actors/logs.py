@@ -11,6 +11,10 @@ from contract.settings import Settings
 from contract.telemetry import LogField
 
 
+# Libraries that tell every step of their life at INFO; what goes wrong there still shows.
+_TALKATIVE = ("faust", "mode", "aiokafka", "kafka", "faiss", "httpx", "numba")
+
+
 def configure(settings: Settings, process: str) -> None:
     """Route structlog and the standard library's loggers to standard output under one format.
 
@@ -42,4 +46,7 @@ def configure(settings: Settings, process: str) -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    if settings.log_level != "DEBUG":
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
     structlog.contextvars.bind_contextvars(**{LogField.PROCESS: process})
