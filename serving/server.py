@@ -44,7 +44,8 @@ def main() -> int:
 
 def _serve(settings: Settings, stopping: threading.Event) -> int:
     bootstrap_servers(settings, _START_TIMEOUT_S)
-    connect(settings, _START_TIMEOUT_S, forward_logs=True)
+    # The supervisor prints what every actor logs, the replicas of the API among them.
+    connect(settings, _START_TIMEOUT_S)
     if not _await_collection(settings, stopping):
         return 0
     # Paths below the home folder mean the same in a replica, whose working directory is another.
