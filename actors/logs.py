@@ -10,7 +10,6 @@ import structlog
 from contract.settings import Settings
 from contract.telemetry import LogField
 
-
 # Libraries that tell every step of their life at INFO; what goes wrong there still shows.
 _TALKATIVE = ("faust", "mode", "aiokafka", "kafka", "faiss", "httpx", "numba")
 
