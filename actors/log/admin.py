@@ -179,10 +179,14 @@ def _control(control: str | None) -> str:
 
 def _settle(future: Future[Any], what: str, *accepted: int) -> Any:
     """Result of an admin request, or None for one of the accepted error codes."""
-    try:
-        return translated(future.result, what)
-    except KafkaException as exception:
-        error = exception.args[0]
-        if isinstance(error, KafkaError) and error.code() in accepted:
-            return None
-        raise
+
+    def result() -> Any:
+        try:
+            return future.result()
+        except KafkaException as exception:
+            error = exception.args[0]
+            if isinstance(error, KafkaError) and error.code() in accepted:
+                return None
+            raise
+
+    return translated(result, what)

@@ -22,6 +22,10 @@ _log = structlog.get_logger()
 DELIVERY_TIMEOUT_S = 30.0
 _POLL_S = 0.1
 _FLUSH_S = 10.0
+# What says "never" of this very record.
+_REFUSED = frozenset(
+    {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError.INVALID_MSG, KafkaError._INVALID_ARG}
+)
 
 
 class OutgoingRecord(Struct, frozen=True):
@@ -57,8 +61,8 @@ class LogProducer:
         }
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._producer = Producer(self._config)
         self._failed = False
+        self._producer = Producer(self._config)
         self._thread = threading.Thread(target=self._poll, name=f"kafka-producer-{client_id}", daemon=True)
         self._thread.start()
 
@@ -77,7 +81,7 @@ class LogProducer:
 
         Raises:
             BrokerUnavailable: not confirmed in time; it may be in the log all the same (retryable).
-            InvalidRequest: the record is larger than the topic takes.
+            InvalidRequest: the topic does not take such a record (too large, no key in a compacted topic).
         """
         return (await self.send_all([OutgoingRecord(topic, partition, key, value, headers or {})]))[0]
 
@@ -120,6 +124,7 @@ class LogProducer:
 
     def _queue(self, record: OutgoingRecord, loop: asyncio.AbstractEventLoop, confirmed: asyncio.Future[int]) -> None:
         """Hand one record to the underlying producer; called with the lock held."""
+        producer = self._producer
 
         def resolve(error: KafkaError | None, offset: int) -> None:
             if confirmed.done():
@@ -131,7 +136,7 @@ class LogProducer:
 
         def on_delivery(error: KafkaError | None, message: Message) -> None:
             if error is not None:
-                self._failed = self._failed or _ends_producer(error)
+                self._note(producer, error)
             # The loop of a caller that has gone away takes no more answers.
             if not loop.is_closed():
                 loop.call_soon_threadsafe(resolve, error, message.offset() or 0)
@@ -139,7 +144,7 @@ class LogProducer:
         if self._closed.is_set():
             raise BrokerUnavailable("the producer is closed")
         try:
-            self._producer.produce(
+            producer.produce(
                 record.topic,
                 key=record.key,
                 value=record.value,
@@ -149,7 +154,7 @@ class LogProducer:
             )
         except KafkaException as exception:
             error = exception.args[0]
-            self._failed = self._failed or _ends_producer(error)
+            self._note(producer, error)
             raise _translate(error, record.topic) from exception
         except BufferError as error:
             raise BrokerUnavailable("the producer's queue is full") from error
@@ -161,13 +166,26 @@ class LogProducer:
         old.purge()
         deadline = time.monotonic() + _FLUSH_S
         while len(old) and time.monotonic() < deadline:
-            old.poll(_POLL_S)
-        self._failed = False
+            self._serve(old, _POLL_S)
         _log.warning("producer restarted after a fatal error")
+
+    def _note(self, producer: Producer, error: KafkaError) -> None:
+        """A fatal error ends a producer for good; one that is replaced already is no news."""
+        if _ends_producer(error) and producer is self._producer and not self._failed:
+            self._failed = True
+            _log.error("the producer met a fatal error", **{LogField.ERROR: error.str()})
 
     def _poll(self) -> None:
         while not self._closed.is_set():
-            self._producer.poll(_POLL_S)
+            self._serve(self._producer, _POLL_S)
+
+    def _serve(self, producer: Producer, timeout_s: float) -> None:
+        """Run delivery callbacks; a fatal error, which polling raises anew every time, is noted."""
+        try:
+            producer.poll(timeout_s)
+        except KafkaException as exception:
+            self._note(producer, exception.args[0])
+            self._closed.wait(_POLL_S)
 
 
 def _ends_producer(error: KafkaError) -> bool:
@@ -176,8 +194,8 @@ def _ends_producer(error: KafkaError) -> bool:
 
 def _translate(error: KafkaError, topic: str) -> Exception:
     """The error of this house for a record that was not confirmed."""
-    if error.code() in {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError._INVALID_ARG}:
-        return InvalidRequest(f"the record is larger than {topic} takes: {error.str()}")
+    if error.code() in _REFUSED:
+        return InvalidRequest(f"{topic} does not take the record: {error.str()}")
     if is_unavailable(error) or _ends_producer(error):
         return BrokerUnavailable(f"{topic} did not confirm a record: {error.str()}")
     return KafkaException(error)
