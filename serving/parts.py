@@ -47,20 +47,23 @@ def assemble(dependencies: Dependencies) -> Parts:
     )
 
 
-def parts_of(request: Request) -> Parts:
+async def parts_of(request: Request) -> Parts:
     """The parts of the app that serves this request."""
+    # A coroutine, though it awaits nothing: FastAPI sends plain functions through a thread pool.
     parts: Parts = request.app.state.parts
     return parts
 
 
+InParts = Annotated[Parts, Depends(parts_of)]
+
+
 async def collection_of(
-    request: Request, collection: Annotated[str, Path(description="Name of the collection.", examples=["images"])]
+    parts: InParts, collection: Annotated[str, Path(description="Name of the collection.", examples=["images"])]
 ) -> ServedCollection:
     """The collection named in the path; raises InvalidRequest, NotFound."""
-    return await parts_of(request).catalog.get(check_collection_name(collection))
+    return await parts.catalog.get(check_collection_name(collection))
 
 
-InParts = Annotated[Parts, Depends(parts_of)]
 InCollection = Annotated[ServedCollection, Depends(collection_of)]
 InImageId = Annotated[str, Path(description="Id of the image.", max_length=255, examples=["red-bird"])]
 Wait = Annotated[
