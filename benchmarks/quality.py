@@ -24,8 +24,6 @@ def results(quality: Quality) -> list[Result]:
         Result("pictures_rendered_from_svg", quality.drawn_pictures, "1"),
         Result("text_queries", found.queries, "1"),
         Result("image_queries", quality.image_queries, "1"),
-        Result("images_encoded_per_s", round(quality.images_per_s, 2), "1/s"),
-        Result("texts_encoded_per_s", round(quality.texts_per_s, 1), "1/s"),
     ]
 
 
