@@ -20,7 +20,13 @@ def configure(settings: Settings, process: str) -> None:
     `process` is the name of the process in the Procfile and stands in every line.
     """
     level = logging.getLevelNamesMapping()[settings.log_level]
+
+    def named(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        # A context variable would be known only to the task that set it, and an actor's calls are tasks.
+        return {**event, LogField.PROCESS: process}
+
     shared: list[structlog.types.Processor] = [
+        named,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -48,4 +54,3 @@ def configure(settings: Settings, process: str) -> None:
     if settings.log_level != "DEBUG":
         for name in _TALKATIVE:
             logging.getLogger(name).setLevel(logging.WARNING)
-    structlog.contextvars.bind_contextvars(**{LogField.PROCESS: process})

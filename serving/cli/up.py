@@ -108,6 +108,9 @@ def run(settings: Settings) -> int:
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",
+            # Lines of actors arrive as they were written: whole, each of them, and as JSON where that is set.
+            "RAY_DEDUP_LOGS": "0",
+            "RAY_DISABLE_WORKER_LOG_PREFIX": "1",
         }
         for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
             # exec: the shell must not stand between a signal and the process.
