@@ -65,7 +65,7 @@ def test_the_default_model_describes_itself(encoder: Encoder) -> None:
 
 
 def test_captions_find_their_pictures(encoder: Encoder, some_samples: list[Sample], images: FloatMatrix) -> None:
-    """Also the guard against inexact integer arithmetic: where int8 products saturate, recall@1 falls to 0.26."""
+    """Also the guard against inexact integer arithmetic: where int8 products saturate, recall falls by half."""
     scores = encoder.encode_texts([sample.caption for sample in some_samples]) @ images.T
     assert _recall_at(1, scores) >= 0.7
     assert _recall_at(5, scores) >= 0.9
