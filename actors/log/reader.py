@@ -27,7 +27,10 @@ _MEMORY_FETCH_WAIT_MS = 20
 
 
 class KafkaLogReader:
-    """Implements `LogReader` on Kafka. Used by one thread at a time."""
+    """Implements `LogReader` on Kafka.
+
+    `start` and `poll` are for one thread; the questions about offsets may come from another.
+    """
 
     def __init__(self, settings: Settings, collection: str, partitions: Sequence[int]) -> None:
         self._settings = settings
@@ -35,6 +38,9 @@ class KafkaLogReader:
         self._source_topic = image_events_topic(collection)
         self._partitions = tuple(partitions)
         self._consumer = Consumer(consumer_config(settings, "riverlens-shard"))
+        # A broker answers one request of a connection at a time, so a question about offsets would
+        # wait behind the fetch that waits for new records.
+        self._offsets = Consumer(consumer_config(settings, "riverlens-shard-offsets"))
 
     def identity(self) -> LogIdentity:
         """Identity of the embedding log's topic. Raises NotFound, BrokerUnavailable (retryable)."""
@@ -74,11 +80,12 @@ class KafkaLogReader:
         return {p: high for p, (_, high) in self._watermarks(self._source_topic).items()}
 
     def close(self) -> None:
-        """Release the connection."""
+        """Release the connections."""
         self._consumer.close()
+        self._offsets.close()
 
     def _watermarks(self, topic: str) -> dict[int, tuple[int, int]]:
-        return {p: watermarks(self._consumer, topic, p) for p in self._partitions}
+        return {p: watermarks(self._offsets, topic, p) for p in self._partitions}
 
 
 def consumer_config(settings: Settings, client_id: str) -> Config:

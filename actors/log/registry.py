@@ -31,6 +31,7 @@ class CollectionRegistry:
         self._settings = settings
         self._lock = threading.Lock()
         self._consumer: Consumer | None = None
+        self._offsets: Consumer | None = None
         self._position = 0
         self._specs: dict[str, CollectionSpec] = {}
 
@@ -63,8 +64,8 @@ class CollectionRegistry:
             {
                 **confluent_config(self._settings),
                 "client.id": "riverlens-registry",
+                # Not idempotent, which takes half a second to set up: a repeated record changes nothing.
                 "acks": "all",
-                "enable.idempotence": True,
                 "delivery.timeout.ms": int(_WRITE_TIMEOUT_S * 1000),
             }
         )
@@ -83,16 +84,19 @@ class CollectionRegistry:
     def close(self) -> None:
         """Release the connection."""
         with self._lock:
-            if self._consumer is not None:
-                self._consumer.close()
-                self._consumer = None
+            for client in (self._consumer, self._offsets):
+                if client is not None:
+                    client.close()
+            self._consumer = self._offsets = None
 
     def _read(self) -> None:
         """Bring the view up to the end of the topic as it is now; called with the lock held."""
-        if self._consumer is None:
-            self._consumer = Consumer({**consumer_config(self._settings, "riverlens-registry"), **_EOF_TOLD})
+        if self._consumer is None or self._offsets is None:
+            config = {**consumer_config(self._settings, "riverlens-registry"), "enable.partition.eof": True}
+            # Two connections: a question about offsets would wait behind a waiting fetch.
+            self._consumer, self._offsets = Consumer(config), Consumer(config)
             self._rewind()
-        low, end = watermarks(self._consumer, COLLECTIONS_TOPIC, 0)
+        low, end = watermarks(self._offsets, COLLECTIONS_TOPIC, 0)
         if end < self._position:
             # Another log under the same name: what was known came from one that is gone.
             _log.error("the collections topic was made anew; reading it from its start")
@@ -140,6 +144,3 @@ class CollectionRegistry:
             self._consumer.assign([place])
         except KafkaException as error:
             raise BrokerUnavailable(f"reading the collections: {error}") from error
-
-
-_EOF_TOLD = {"enable.partition.eof": True}
