@@ -67,8 +67,8 @@ def test_the_default_model_describes_itself(encoder: Encoder) -> None:
 def test_captions_find_their_pictures(encoder: Encoder, some_samples: list[Sample], images: FloatMatrix) -> None:
     """Also the guard against inexact integer arithmetic: where int8 products saturate, recall falls by half."""
     scores = encoder.encode_texts([sample.caption for sample in some_samples]) @ images.T
-    assert _recall_at(1, scores) >= 0.7
-    assert _recall_at(5, scores) >= 0.9
+    assert _recall_at(1, scores) >= 0.65
+    assert _recall_at(5, scores) >= 0.85
 
 
 def test_image_vectors_are_normalised_and_do_not_depend_on_the_batch(
