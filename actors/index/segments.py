@@ -71,6 +71,8 @@ class Segments:
                         self._growing.append(image_id, vector)
         if len(self._growing) > 4 * self._growing_max:
             for _ in range(0, 2 * len(changes), DRAIN_STEP):
+                if len(self._growing) <= self._growing_max:
+                    break
                 self.drain_step()
 
     def load(self, image_ids: Sequence[str], vectors: FloatMatrix) -> None:

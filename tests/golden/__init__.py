@@ -1,0 +1,1 @@
+"""Files of released formats, which every later version must read."""
