@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import TypeVar
 
 import ray
 import structlog
+from rocksdict import DbClosedError
 
 from actors.index.engine import EngineParameters, ShardEngine
 from actors.log.reader import KafkaLogReader
@@ -63,8 +65,15 @@ class Shard:
         self._replica: Replica | None = None
         self._error: str | None = None
         self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._guard, args=(self._tail,), name="tail", daemon=True)]
-        self._threads[0].start()
+        self._threads: list[threading.Thread] = []
+        self._run("tail", self._tail)
+
+    def _run(self, name: str, body: Callable[[], None]) -> None:
+        # The context carries the fields that stand in every log line.
+        arguments = (self._guard, body)
+        thread = threading.Thread(target=contextvars.copy_context().run, args=arguments, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _guard(self, body: Callable[[], None]) -> None:
         """Run the body of a thread; what ends it early is the state of the shard."""
@@ -97,9 +106,7 @@ class Shard:
             self._wake_waiters,
         )
         self._replica, self._engine = replica, engine
-        drain = threading.Thread(target=self._guard, args=(self._drain,), name="drain", daemon=True)
-        self._threads.append(drain)
-        drain.start()
+        self._run("drain", self._drain)
         while not self._stopping.is_set():
             if not replica.step(_POLL_S) and not replica.attached:
                 self._stopping.wait(_POLL_S)
@@ -124,7 +131,10 @@ class Shard:
         return self._engine
 
     async def _in_pool(self, work: Callable[[], Answer]) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except DbClosedError as error:
+            raise ShardUnavailable(f"shard {self._shard} is replacing or closing its store") from error
 
     async def search(self, request: ShardSearch) -> ShardSearchResult:
         """One batch of queries. Raises FingerprintMismatch, InvalidRequest, ShardUnavailable (retryable)."""
