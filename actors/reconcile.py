@@ -14,6 +14,12 @@ from contract.settings import Settings
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 30.0
 _FORGIVEN_AFTER_S = 60.0
+_SILENT_S = 30.0
+# The first start of an embedder fetches its weights.
+_SILENT_AT_START_S = 600.0
+
+EMBEDDER_PREFIX = "embedder/"
+SHARD_PREFIX = "shard/"
 
 
 class EmbedderPlan(Struct, frozen=True):
@@ -112,6 +118,11 @@ def observe(record: Record, health: Health, now: float) -> None:
         if now - record.healthy_since >= _FORGIVEN_AFTER_S:
             record.failures = 0
     record.health = health
+
+
+def is_too_silent(record: Record, silent_s: float) -> bool:
+    """Whether an actor that has not answered for `silent_s` is to be replaced; one that starts has longer."""
+    return silent_s > (_SILENT_AT_START_S if record.healthy_since is None else _SILENT_S)
 
 
 def to_start(plans: Mapping[str, Plan], records: Mapping[str, Record], now: float) -> list[Plan]:

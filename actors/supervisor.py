@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -28,9 +28,22 @@ from actors.log.connection import bootstrap_servers
 from actors.log.registry import CollectionRegistry
 from actors.logs import configure
 from actors.messages import RAY_NAMESPACE, EncoderDescription, ShardStatus
-from actors.reconcile import EmbedderPlan, Health, Plan, Record, ShardPlan, desired, observe, to_start, to_stop
+from actors.reconcile import (
+    EMBEDDER_PREFIX,
+    SHARD_PREFIX,
+    EmbedderPlan,
+    Health,
+    Plan,
+    Record,
+    ShardPlan,
+    desired,
+    is_too_silent,
+    observe,
+    to_start,
+    to_stop,
+)
 from actors.shard import Shard
-from contract.errors import BrokerUnavailable, RiverlensError
+from contract.errors import BrokerUnavailable, RiverlensError, Unavailable
 from contract.events import CollectionSpec
 from contract.settings import Settings, load_settings
 from contract.telemetry import LogField
@@ -38,6 +51,7 @@ from contract.telemetry import LogField
 _log = structlog.get_logger()
 _TICK_S = 0.5
 _CLOSE_WITHIN_S = 15.0
+_JOIN_WITHIN_S = 60.0
 
 
 class Supervisor:
@@ -51,26 +65,37 @@ class Supervisor:
         self._records: dict[str, Record] = {}
         self._handles: dict[str, ActorHandle[Any]] = {}
         self._pings: dict[str, Any] = {}
+        self._asked_at: dict[str, float] = {}
         self._descriptions: dict[str, EncoderDescription] = {}
+
+    def adopt(self) -> None:
+        """Take over the actors that an earlier supervisor left; those nobody wants end at the next tick."""
+        for entry in ray.util.list_named_actors(all_namespaces=True):
+            name = str(entry["name"])
+            if entry["namespace"] == RAY_NAMESPACE and name.startswith((EMBEDDER_PREFIX, SHARD_PREFIX)):
+                self._handles[name] = ray.get_actor(name, RAY_NAMESPACE)
+                self._records[name] = Record(health=Health.WAITING)
 
     def tick(self) -> None:
         """Look at every actor once and act. Raises RiverlensError when a collection cannot be made."""
+        first: tuple[str, ...] = ()
         try:
-            specs = self._registry.refresh()
+            self._specs = self._registry.refresh()
+            self._complete_collections()
+            if self._default_never_was():
+                first = (self._settings.model,)
         except BrokerUnavailable as error:
             # The actors can go on with what is known; only changes of the desired state wait.
             _log.warning("desired state cannot be read", **{LogField.ERROR: error.detail})
-        else:
-            self._remove_dropped(specs)
-            self._specs = specs
-            self._complete_collections()
-        first = () if self._default_exists() else (self._settings.model,)
+            if not self._specs:
+                return
         self._plans = desired(self._specs, self._settings, described_next=first)
         for name in to_stop(self._plans, list(self._handles)):
             self._stop(name)
         self._listen()
         for plan in to_start(self._plans, self._records, time.monotonic()):
             self._start(plan)
+        self._remove_stores()
 
     # Actors
 
@@ -100,6 +125,7 @@ class Supervisor:
         """Ask every actor for its status; at most one question per actor is open."""
         for name, handle in self._handles.items():
             if name not in self._pings:
+                self._asked_at[name] = time.monotonic()
                 plan = self._plans[name]
                 undescribed = isinstance(plan, EmbedderPlan) and plan.model not in self._descriptions
                 self._pings[name] = (handle.describe if undescribed else handle.status).remote()
@@ -110,6 +136,9 @@ class Supervisor:
             if ping in answered:
                 del self._pings[name]
                 self._take_answer(name, ping)
+            elif is_too_silent(self._records[name], time.monotonic() - self._asked_at[name]):
+                del self._pings[name]
+                self._replace(name, "it does not answer")
 
     def _take_answer(self, name: str, ping: Any) -> None:
         record, now = self._records[name], time.monotonic()
@@ -149,7 +178,7 @@ class Supervisor:
         handle = self._handles.pop(name)
         self._pings.pop(name, None)
         self._records.pop(name, None)
-        self._close([handle] if name.startswith("shard/") else [])
+        self._close([handle] if name.startswith(SHARD_PREFIX) else [])
         ray.kill(handle, no_restart=True)
         _log.info("actor stopped", name=name)
 
@@ -170,21 +199,23 @@ class Supervisor:
 
     def stop_all(self) -> None:
         """Close the shards and end every actor, for a Ray cluster that ends with this instance."""
-        self._close([handle for name, handle in self._handles.items() if name.startswith("shard/")])
+        self._close([handle for name, handle in self._handles.items() if name.startswith(SHARD_PREFIX)])
         for handle in self._handles.values():
             ray.kill(handle, no_restart=True)
         self._handles.clear()
 
     # Collections
 
-    def _default_exists(self) -> bool:
-        return self._settings.collection in self._specs
+    def _default_never_was(self) -> bool:
+        """Whether the default collection is to be made; one that somebody dropped stays dropped."""
+        name = self._settings.collection
+        return name not in self._specs and self._registry.latest(name) is None
 
     def _complete_collections(self) -> None:
         """Make the default collection at the first start, and fill in what only an encoder knows."""
         settings = self._settings
         description = self._descriptions.get(settings.model)
-        if not self._default_exists() and description is not None:
+        if description is not None and self._default_never_was():
             spec = create_collection(
                 settings,
                 self._registry,
@@ -207,24 +238,41 @@ class Supervisor:
                 self._registry.put(complete)
                 self._specs[spec.name] = complete
 
-    def _remove_dropped(self, specs: dict[str, CollectionSpec]) -> None:
-        """Stop the shards of collections that ended and remove their stores."""
-        for name, old in self._specs.items():
-            new = specs.get(name)
-            if new is not None and new.incarnation == old.incarnation:
+    def _remove_stores(self) -> None:
+        """Remove the stores of collections that were dropped, or made anew under the same name."""
+        for folder in (self._settings.home_path / "shards").glob("*/*"):
+            collection, incarnation = folder.parent.name, folder.name
+            live = self._specs.get(collection)
+            if live is None:
+                try:
+                    live = self._registry.latest(collection)
+                except BrokerUnavailable:
+                    continue  # whether it is gone is not known now
+            if live is None or (live.incarnation == incarnation and not live.dropped):
                 continue
-            for actor in [n for n, p in self._plans.items() if isinstance(p, ShardPlan) and p.spec.name == name]:
-                if actor in self._handles:
-                    self._stop(actor)
-            folder = store_folder(self._settings, old)
-            if folder.exists():
+            if not any(name.startswith(f"{SHARD_PREFIX}{collection}/{incarnation}/") for name in self._handles):
                 shutil.rmtree(folder)
-            _log.info("collection ended", **{LogField.COLLECTION: name})
+                _log.info("stores of an ended collection removed", **{LogField.COLLECTION: collection})
 
 
-def store_folder(settings: Settings, spec: CollectionSpec) -> Path:
-    """Folder of all stores of one incarnation of a collection on this machine."""
-    return settings.home_path / "shards" / spec.name / spec.incarnation
+def join(settings: Settings, stopping: threading.Event) -> bool:
+    """Wait for the broker and for Ray; False when told to stop meanwhile. Raises Unavailable after a minute each."""
+    steps: tuple[Callable[[], object], ...] = (
+        lambda: bootstrap_servers(settings, 1.0),
+        lambda: connect(settings, 1.0, forward_logs=True),
+    )
+    for step in steps:
+        deadline = time.monotonic() + _JOIN_WITHIN_S
+        while True:
+            if stopping.is_set():
+                return False
+            try:
+                step()
+                break
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+    return True
 
 
 def main() -> int:
@@ -232,13 +280,14 @@ def main() -> int:
     settings = load_settings()
     configure(settings, "supervisor")
     stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
     try:
-        bootstrap_servers(settings)
-        connect(settings, forward_logs=True)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stopping.set())
+        if not join(settings, stopping):
+            return 0
         registry = CollectionRegistry(settings)
         supervisor = Supervisor(settings, registry)
+        supervisor.adopt()
         while not stopping.is_set():
             supervisor.tick()
             stopping.wait(_TICK_S)

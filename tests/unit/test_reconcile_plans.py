@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from actors.reconcile import Health, Record, ShardPlan, desired, observe, to_start, to_stop
+from actors.reconcile import Health, Record, ShardPlan, desired, is_too_silent, observe, to_start, to_stop
 from contract.events import CollectionSpec
 from contract.settings import Settings
 
@@ -78,3 +78,11 @@ def test_a_long_healthy_life_is_forgiven_its_failures() -> None:
 def test_what_nobody_has_seen_is_started() -> None:
     plans = desired({"images": SPEC}, Settings())
     assert to_start(plans, {}, 0.0) == list(plans.values())
+
+
+def test_an_actor_that_starts_may_be_silent_for_longer() -> None:
+    starting, running = Record(health=Health.WAITING), Record()
+    observe(running, Health.HEALTHY, 0.0)
+    assert not is_too_silent(starting, 60.0)
+    assert is_too_silent(running, 60.0)
+    assert is_too_silent(starting, 3600.0)
