@@ -9,15 +9,19 @@ from functools import partial
 import faust
 from faust.types import EventT, StreamT
 
-from actors.log.connection import bootstrap_servers
+from actors.log.connection import bootstrap_servers, read_local_broker
 from contract.settings import Settings
 from contract.topics import image_events_topic
 from streams.ingest_group import INGEST_GROUP
 from streams.outcome import SourceEvent
+from streams.prompt_transport import PromptTransport
 
 Submit = Callable[[Sequence[tuple[SourceEvent, Callable[[], Awaitable[object]]]]], Awaitable[None]]
 
 _TOPIC_PREFIX = image_events_topic("")
+_SESSION_S = 10.0
+# The in-memory cluster lets nearly a session pass before it hands out the partitions of a group that changed.
+_MEMORY_SESSION_S = 3.0
 
 
 def make_app(settings: Settings, collections: Sequence[str], submit: Submit) -> faust.App:
@@ -26,11 +30,16 @@ def make_app(settings: Settings, collections: Sequence[str], submit: Submit) -> 
     Nothing is acknowledged here: `submit` gets an acknowledgement per event, to call once the
     event's effect is durable.
     """
+    local = read_local_broker(settings)
+    memory = local is not None and local.kind == "memory"
     app = faust.App(
         INGEST_GROUP,
         broker=[f"kafka://{server}" for server in bootstrap_servers(settings).split(",")],
         broker_credentials=credentials(settings),
         broker_commit_interval=0.5,
+        # How long the partitions of a worker that died stand still before another one gets them.
+        broker_session_timeout=_MEMORY_SESSION_S if memory else _SESSION_S,
+        broker_heartbeat_interval=1.0,
         consumer_auto_offset_reset="earliest",
         store="memory://",
         autodiscover=False,
@@ -42,6 +51,8 @@ def make_app(settings: Settings, collections: Sequence[str], submit: Submit) -> 
         # At a rebalance the new owner may repeat what is in flight here; shards apply it once.
         stream_wait_empty=False,
     )
+    if memory:
+        app.transport = PromptTransport(app.conf.broker_consumer, app)
     topic = app.topic(
         *(image_events_topic(name) for name in collections),
         key_type=bytes,

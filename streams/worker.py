@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, auto
 from functools import lru_cache
+from typing import NoReturn
 
 import ray
 import structlog
@@ -156,10 +157,17 @@ async def _run(settings: Settings) -> End:
         registry.close()
 
 
+def _leave(*_: object) -> NoReturn:
+    raise SystemExit(0)
+
+
 def main() -> int:
     """Run the `ingest` process of the Procfile; the exit status."""
     settings = load_settings()
     configure(settings, "ingest")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Until the event loop takes over: a stop while waiting for the broker or for Ray is clean, too.
+        signal.signal(number, _leave)
     try:
         bootstrap_servers(settings)
         connect(settings)
