@@ -16,6 +16,8 @@ _FETCH_WAIT_MS = 20
 class PromptThread(driver.AIOKafkaConsumerThread):
     """The thread that owns the aiokafka consumer."""
 
+    logger = driver.logger
+
     def _create_worker_consumer(self, transport: driver.Transport) -> Any:
         consumer = super()._create_worker_consumer(transport)
         # Read once, when the consumer starts; no setting of Faust leads there.
@@ -25,6 +27,8 @@ class PromptThread(driver.AIOKafkaConsumerThread):
 
 class PromptConsumer(driver.Consumer):
     """A consumer on such a thread."""
+
+    logger = driver.logger
 
     def _new_consumer_thread(self) -> PromptThread:
         return PromptThread(self, loop=self.loop, beacon=self.beacon)
