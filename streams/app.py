@@ -35,7 +35,7 @@ def make_app(settings: Settings, collections: Sequence[str], submit: Submit) -> 
     app = faust.App(
         INGEST_GROUP,
         broker=[f"kafka://{server}" for server in bootstrap_servers(settings).split(",")],
-        broker_credentials=credentials(settings),
+        broker_credentials=None if local is not None else credentials(settings),
         broker_commit_interval=0.5,
         # How long the partitions of a worker that died stand still before another one gets them.
         broker_session_timeout=_MEMORY_SESSION_S if memory else _SESSION_S,
