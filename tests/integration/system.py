@@ -36,7 +36,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def eventually(probe: Callable[[], Answer], within_s: float = 60.0, every_s: float = 0.1) -> Answer:
+def eventually(probe: Callable[[], Answer | None], within_s: float = 60.0, every_s: float = 0.1) -> Answer:
     """The first truthy answer of `probe`; fails with its last answer after `within_s`."""
     deadline = time.monotonic() + within_s
     pause = threading.Event()

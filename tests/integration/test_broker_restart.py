@@ -63,7 +63,8 @@ def values(settings: Settings) -> list[bytes | None]:
     reader = KafkaLogReader(settings, "kept", [0])
     try:
         reader.start({0: 0})
-        end, found = reader.end_offsets()[0], []
+        end = reader.end_offsets()[0]
+        found: list[bytes | None] = []
         while len(found) < end:
             found += [record.value for record in reader.poll(10, 5.0)]
         return found

@@ -23,7 +23,7 @@ from contract.events import (
 from contract.settings import Settings
 from contract.topics import embedding_log_topic
 from streams.outcome import SourceEvent
-from streams.pipeline import Pipeline
+from streams.pipeline import Acknowledge, Pipeline
 from tests.unit.ingest_fakes import SPEC, Crash, FakeClock, FakeEmbedder, FakeLog, FakeObjects, png, source, upload
 
 LOG = embedding_log_topic("images")
@@ -99,7 +99,7 @@ async def _run_until_crash(
     embedder = FakeEmbedder()
     embedder.outages = outages
 
-    def acknowledge(event: SourceEvent) -> object:
+    def acknowledge(event: SourceEvent) -> Acknowledge:
         async def ack() -> None:
             acked.add((event.partition, event.offset))
 
@@ -117,7 +117,7 @@ async def _run_until_crash(
         )
         try:
             for start in range(0, len(events), batch):
-                await pipeline.submit([(e, acknowledge(e)) for e in events[start : start + batch]])  # type: ignore[misc]
+                await pipeline.submit([(e, acknowledge(e)) for e in events[start : start + batch]])
             await pipeline.drain()
         except Crash:
             pass

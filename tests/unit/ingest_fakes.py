@@ -131,7 +131,7 @@ class FakeEmbedder:
             raise EncodingFailed("poisoned on purpose")
         means = pixels.reshape(len(pixels), -1, 3).mean(axis=1)
         rows = np.concatenate([means, np.ones((len(pixels), 1))], axis=1).astype(np.float32)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
 class FakeClock:

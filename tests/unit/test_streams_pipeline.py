@@ -11,6 +11,7 @@ import pytest
 from contract.errors import NotFound
 from contract.events import (
     DELETED_HEADER,
+    CollectionSpec,
     EventRejected,
     ImageDeleted,
     ImageUploaded,
@@ -25,7 +26,7 @@ from contract.events import (
 from contract.settings import Settings
 from contract.topics import DEAD_LETTER_TOPIC, embedding_log_topic, payload_key, rejection_key, vector_key
 from streams.outcome import SourceEvent
-from streams.pipeline import Pipeline
+from streams.pipeline import Acknowledge, Pipeline
 from tests.unit.ingest_fakes import (
     SPEC,
     FakeClock,
@@ -55,7 +56,7 @@ class Bench:
     async def run(self, events: Sequence[SourceEvent], batch: int = 4) -> None:
         """Feed the events in batches and wait for all."""
 
-        def spec(name: str) -> object:
+        def spec(name: str) -> CollectionSpec:
             if name != "images":
                 raise NotFound(name)
             return SPEC
@@ -63,7 +64,7 @@ class Bench:
         with ThreadPoolExecutor(2) as executor:
             pipeline = Pipeline(
                 self.settings,
-                collections=spec,  # type: ignore[arg-type]
+                collections=spec,
                 objects=self.objects,
                 embedder=lambda _: self.embedder,
                 log=self.log,
@@ -74,7 +75,7 @@ class Bench:
                 await pipeline.submit([(event, self._ack(event)) for event in events[start : start + batch]])
             await pipeline.drain()
 
-    def _ack(self, event: SourceEvent) -> object:
+    def _ack(self, event: SourceEvent) -> Acknowledge:
         async def ack() -> None:
             self.acked.append((event.partition, event.offset))
             self.published_at_ack.append(len(self.log.records))
@@ -196,8 +197,11 @@ async def test_a_partition_is_published_and_acknowledged_in_order_and_never_earl
     await bench.run(events, batch=3)
     for partition in (0, 1):
         offsets = [
-            e.source_offset for e, r in zip(bench.entries(), bench.log.of(LOG), strict=True) if r.partition == partition
-        ]  # type: ignore[attr-defined]
+            entry.source_offset
+            for entry, record in zip(bench.entries(), bench.log.of(LOG), strict=True)
+            if record.partition == partition and isinstance(entry, PointEmbedded)
+        ]
+        assert len(offsets) == sum(event.partition == partition for event in events)
         assert offsets == sorted(offsets)
         acked = [offset for p, offset in bench.acked if p == partition]
         assert acked == [e.offset for e in events if e.partition == partition]
