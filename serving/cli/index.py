@@ -21,6 +21,7 @@ from serving.cli.sources import SourcePicture, list_pictures
 from serving.client import ApiError, RiverlensClient, ServerUnreachable, Uploaded
 
 _STALLED_AFTER_S = 120.0
+_LINE_EVERY_S = 10.0
 
 
 class Outcome(Struct, frozen=True):
@@ -83,6 +84,25 @@ class _RateColumn(TextColumn):
         return Text("" if speed is None else f"{speed:.1f}/s")
 
 
+class _Lines:
+    """Progress as a line now and then, for output that is no terminal and shows no moving bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._next = time.monotonic() + _LINE_EVERY_S
+
+    def tell(self) -> None:
+        """Print the last task's state if enough time has passed."""
+        if console.is_terminal or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _LINE_EVERY_S
+        for task in self._progress.tasks:
+            if task.started and not task.finished and task.total:
+                self._progress.console.print(
+                    f"{task.description.strip()}: {task.completed:.0f} of {task.total:.0f}", highlight=False
+                )
+
+
 def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
@@ -104,6 +124,7 @@ def run(client: RiverlensClient, collection: str, source: str, home: Path, *, pa
         todo = [picture for picture in pictures if again or not journal.has(picture)]
         uploads = progress.add_task("uploading ", total=len(todo))
         applied = progress.add_task("searchable", total=len(todo))
+        lines = _Lines(progress)
         failed: list[tuple[str, str]] = []
         receipts: dict[str, tuple[SourcePicture, Receipt]] = {}
 
@@ -131,13 +152,14 @@ def run(client: RiverlensClient, collection: str, source: str, home: Path, *, pa
                             failed.append((str(picture.path), reason))
                             progress.console.print(f"[yellow]{picture.path}[/]: {reason}", highlight=False)
                         progress.advance(uploads)
+                    lines.tell()
             except (KeyboardInterrupt, ServerUnreachable):
                 for future in running:
                     future.cancel()
                 progress.console.print("Stopped. The same command goes on where this run ended.")
                 raise
         progress.update(applied, total=len(receipts))
-        _wait_applied(client, collection, [receipt for _, receipt in receipts.values()], progress)
+        _wait_applied(client, collection, [receipt for _, receipt in receipts.values()], progress, lines)
         failed += _rejections(client, collection, receipts, parallel, progress)
     uploaded = len(receipts) - sum(1 for path, _ in failed if path in {str(p.path) for p, _ in receipts.values()})
     console.print(
@@ -147,7 +169,9 @@ def run(client: RiverlensClient, collection: str, source: str, home: Path, *, pa
     return Outcome(uploaded, len(pictures) - len(todo), tuple(failed))
 
 
-def _wait_applied(client: RiverlensClient, collection: str, receipts: list[Receipt], progress: Progress) -> None:
+def _wait_applied(
+    client: RiverlensClient, collection: str, receipts: list[Receipt], progress: Progress, lines: _Lines
+) -> None:
     """Follow the applied offsets until every receipt is reached; raises ApiError when nothing moves any more."""
     task = progress.tasks[-1].id
     moved_at, before = time.monotonic(), -1
@@ -159,6 +183,7 @@ def _wait_applied(client: RiverlensClient, collection: str, receipts: list[Recei
                 offsets[int(partition)] = max(int(offset), offsets.get(int(partition), -1))
         reached = sum(1 for receipt in receipts if offsets.get(receipt.partition, -1) >= receipt.offset)
         progress.update(task, completed=reached)
+        lines.tell()
         if reached == len(receipts):
             return
         if reached != before:
