@@ -246,6 +246,11 @@ class Replica:
         """Whether it follows the log now; without a broker it does not."""
         return self._reader is not None
 
+    @property
+    def rebuilding(self) -> bool:
+        """Whether it reads a log from its start: what it has so far may hold images that were deleted since."""
+        return any(position.is_partial for position in self.positions().values())
+
     def positions(self) -> dict[int, Position]:
         """Position of every partition of the shard."""
         known = self._engine.positions()

@@ -47,7 +47,8 @@ class Shard:
     """Tails the log in one thread, drains in another, and answers in a pool of threads.
 
     Methods are those of `handles.ShardClient`. All but `status`, `wait_applied` and `close` raise
-    ShardUnavailable (retryable) until the store is open.
+    ShardUnavailable (retryable) until the store is open, and while it is built from a log that is
+    read from its start: a deleted image must not come back until its deletion is read.
     """
 
     def __init__(self, settings: Settings, spec: CollectionSpec, shard: int, replica: int) -> None:
@@ -130,6 +131,13 @@ class Shard:
             raise ShardUnavailable(f"shard {self._shard} is opening its store" if self._error is None else self._error)
         return self._engine
 
+    def _answering(self) -> ShardEngine:
+        """The engine, for calls that return images."""
+        engine = self._opened()
+        if self._replica is None or self._replica.rebuilding:
+            raise ShardUnavailable(f"shard {self._shard} reads its log from the start")
+        return engine
+
     async def _in_pool(self, work: Callable[[], Answer]) -> Answer:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -142,7 +150,7 @@ class Shard:
             raise FingerprintMismatch(
                 f"the query is of encoder {request.fingerprint}, the collection of {self._spec.fingerprint}"
             )
-        engine = self._opened()
+        engine = self._answering()
 
         def work() -> ShardSearchResult:
             # Read before the search: what it covers is then surely in the answer.
@@ -153,12 +161,12 @@ class Shard:
 
     async def fetch(self, image_ids: Sequence[str], with_vector: bool = False) -> list[PointState | None]:
         """What the shard knows of each id. Raises ShardUnavailable (retryable)."""
-        engine = self._opened()
+        engine = self._answering()
         return await self._in_pool(lambda: engine.fetch(image_ids, with_vector))
 
     async def scan(self, after: str | None, limit: int) -> list[PointState]:
         """Searchable points in id order. Raises ShardUnavailable (retryable)."""
-        engine = self._opened()
+        engine = self._answering()
         return await self._in_pool(lambda: engine.scan(after, limit))
 
     async def wait_applied(self, partition: int, source_offset: int, timeout_s: float) -> bool:

@@ -99,6 +99,11 @@ class Position(Struct, frozen=True):
     clean_source_offset: int = -1
     complete_from: int = 0
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether the points come from a log that was never read to an end: a deletion may still lie ahead."""
+        return self.clean_source_offset < 0 and self.log_offset < self.complete_from
+
     def advanced(self, log_offset: int, source_offset: int) -> Position:
         """After a record: the next offset to read, and the record's source offset."""
         highest = max(self.source_offset, source_offset)

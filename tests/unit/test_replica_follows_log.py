@@ -397,3 +397,29 @@ async def test_a_waiter_is_woken_when_its_offset_is_applied() -> None:
         applied[0] = offset
         waiters.wake()
     assert await waiting
+
+
+def test_a_store_built_from_the_start_of_the_log_is_not_shown_before_the_deletions_in_it(shard: Shard) -> None:
+    shard.log.upsert("deleted since", 0)
+    for n in range(1, 300):
+        shard.log.upsert(f"kept-{n}", n)
+    shard.log.delete("deleted since", 300)
+    shard.replica.step(0.0)
+    assert "deleted since" in shard.found(), "one step must stop before the deletion"
+    assert shard.replica.rebuilding
+    shard.restart()
+    assert shard.replica.rebuilding
+    shard.catch_up()
+    assert not shard.replica.rebuilding
+    assert "deleted since" not in shard.found()
+
+
+def test_a_shard_that_catches_up_after_a_restart_is_shown_at_once(shard: Shard) -> None:
+    shard.log.upsert("a", 0)
+    shard.catch_up()
+    for n in range(1, 300):
+        shard.log.upsert(f"later-{n}", n)
+    shard.restart()
+    shard.replica.step(0.0)
+    assert shard.replica.state == "recovering"
+    assert not shard.replica.rebuilding
