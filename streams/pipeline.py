@@ -14,7 +14,6 @@ A crash between any two of these repeats the event, and shards apply a repeated 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from typing import Protocol, TypeVar
@@ -25,14 +24,11 @@ from msgspec import Struct
 from PIL import Image
 
 from actors.embedding.preprocessing import decode, to_pixels
-from actors.log.producer import OutgoingRecord
 from actors.messages import EncoderDescription, FloatMatrix, Pixels, PreprocessSpec
 from contract.errors import (
-    BrokerUnavailable,
     EncodingFailed,
     EventInvalid,
     FingerprintMismatch,
-    InvalidRequest,
     NotFound,
     RiverlensError,
     Unavailable,
@@ -44,17 +40,16 @@ from contract.events import (
     ImageUploaded,
     PayloadUpdated,
     decode_event,
-    encode_json,
 )
 from contract.settings import Settings
 from contract.telemetry import LogField
-from contract.topics import DEAD_LETTER_TOPIC, embedding_log_topic, partition_of
-from streams.metrics import count_event, stage_timer
+from contract.topics import partition_of
+from streams.backoff import Clock, pause_s
+from streams.metrics import stage_timer
 from streams.outcome import Outcome, SourceEvent, accepted, deleted, payload_changed, rejected
+from streams.publishing import Log, Publisher
 
 _log = structlog.get_logger()
-_FIRST_PAUSE_S = 0.1
-_LONGEST_PAUSE_S = 5.0
 
 Answer = TypeVar("Answer")
 Acknowledge = Callable[[], Awaitable[object]]
@@ -75,23 +70,6 @@ class Embedder(Protocol):
 
     async def encode_images(self, pixels: Pixels) -> FloatMatrix:
         """(n, s, s, 3) uint8 → (n, d) float32; raises EncodingFailed."""
-
-
-class Log(Protocol):
-    """Sends records in order; none is in the log without those before it."""
-
-    async def send_all(self, records: Sequence[OutgoingRecord]) -> list[int]:
-        """Return once all are durable; raises BrokerUnavailable (retryable), InvalidRequest."""
-
-
-class Clock(Protocol):
-    """Time, and waiting for it."""
-
-    def now_ms(self) -> int:
-        """Milliseconds since 1970."""
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait."""
 
 
 class _Picture(Struct):
@@ -126,7 +104,7 @@ class Pipeline:
         self._collections = collections
         self._objects = objects
         self._embedder = embedder
-        self._log = log
+        self._publisher = Publisher(log, collections, clock)
         self._executor = executor
         self._clock = clock
         self._slots = asyncio.Semaphore(settings.ingest_batches_in_flight)
@@ -195,7 +173,7 @@ class Pipeline:
                     await before.wait()
                 if self.failure is not None:
                     return  # an earlier batch of this partition may have a hole; nothing may follow it
-                await self._publish([(batch[i][0], outcomes[i]) for i in indexes])
+                await self._publisher.publish([(batch[i][0], outcomes[i]) for i in indexes])
                 for index in indexes:
                     await batch[index][1]()
             except BaseException as error:
@@ -270,7 +248,7 @@ class Pipeline:
                         "fetch failed and is tried again",
                         **{LogField.IMAGE_ID: upload.image_id, LogField.ERROR: error.detail},
                     )
-                    await self._clock.sleep(_pause_s(attempts))
+                    await self._clock.sleep(pause_s(attempts))
             stage = "decode"
 
             def decoded() -> _Picture:
@@ -317,52 +295,7 @@ class Pipeline:
                     "waiting for an embedder",
                     **{LogField.COLLECTION: spec.name, LogField.CODE: error.code, LogField.ERROR: error.detail},
                 )
-                await self._clock.sleep(_pause_s(attempts))
-
-    # Outcomes → log
-
-    async def _publish(self, pairs: Sequence[tuple[SourceEvent, Outcome]]) -> None:
-        """Make everything of one partition's share of a batch durable, in order."""
-        collection = pairs[0][0].collection
-        await self._send(collection, [letter for _, one in pairs if (letter := _letter(one)) is not None])
-        try:
-            await self._send(collection, [record for event, one in pairs for record in _records(event, one)])
-        except InvalidRequest:
-            for event, one in pairs:
-                await self._publish_one(event, one)
-        for _, one in pairs:
-            count_event("rejected" if one.dead_letter is not None else "published")
-
-    async def _publish_one(self, event: SourceEvent, outcome: Outcome) -> None:
-        """Publish one event; a record that no broker takes makes it a rejection."""
-        try:
-            await self._send(event.collection, _records(event, outcome))
-        except InvalidRequest as error:
-            image_id = decode_event(event.value).image_id
-            refused = rejected(event, image_id, "publish", error, 1, self._clock.now_ms())
-            letter = _letter(refused)
-            await self._send(event.collection, [*([letter] if letter is not None else []), *_records(event, refused)])
-
-    async def _send(self, collection: str, records: Sequence[OutgoingRecord]) -> None:
-        """Send until the broker has confirmed all; repeats are harmless, gaps are not."""
-        attempts = 0
-        while records:
-            try:
-                await self._log.send_all(records)
-                break
-            except BrokerUnavailable as error:
-                attempts += 1
-                _log.warning("waiting for the broker", **{LogField.ERROR: error.detail})
-                if not self._is_live(collection):
-                    break
-                await self._clock.sleep(_pause_s(attempts))
-
-    def _is_live(self, collection: str) -> bool:
-        try:
-            self._collections(collection)
-        except NotFound:
-            return False
-        return True
+                await self._clock.sleep(pause_s(attempts))
 
 
 def _check_place(event: SourceEvent, content: ImageEvent, spec: CollectionSpec) -> None:
@@ -383,24 +316,3 @@ async def _describe(embedder: Embedder, spec: CollectionSpec) -> EncoderDescript
             f"the embedder makes those of {description.fingerprint}"
         )
     return description
-
-
-def _letter(outcome: Outcome) -> OutgoingRecord | None:
-    letter = outcome.dead_letter
-    if letter is None:
-        return None
-    key = letter.image_id.encode() if letter.image_id is not None else None
-    return OutgoingRecord(DEAD_LETTER_TOPIC, 0, key, encode_json(letter))
-
-
-def _records(event: SourceEvent, outcome: Outcome) -> list[OutgoingRecord]:
-    topic = embedding_log_topic(event.collection)
-    return [
-        OutgoingRecord(topic, event.partition, record.key, record.value, record.headers) for record in outcome.records
-    ]
-
-
-def _pause_s(attempts: int) -> float:
-    """Exponential backoff with jitter, so that many workers do not come back at once."""
-    pause_s: float = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(attempts - 1, 20))
-    return pause_s * random.uniform(0.5, 1.0)  # noqa: S311

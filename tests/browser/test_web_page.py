@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
@@ -24,9 +26,12 @@ def _chromium() -> str:
     return found
 
 
-def test_words_in_the_address_show_hits_with_pictures(system: RunningSystem, tmp_path: Path) -> None:
-    picture = Path(__file__).parent.parent.parent / "samples" / "acorn.png"
-    uploaded = system.upload(picture.read_bytes(), id="acorn", payload='{"caption": "an acorn"}')
+def test_words_in_the_address_show_hits_with_pictures(
+    system: RunningSystem, pictures: list[tuple[str, bytes]], tmp_path: Path
+) -> None:
+    # A picture that no other test on the same system uploads.
+    caption, data = pictures[1]
+    uploaded = system.upload(data, id="on-the-page", payload=json.dumps({"caption": caption}))
     assert uploaded.json()["status"] == "searchable", uploaded.text
     screenshot = tmp_path / "page.png"
     page = subprocess.run(
@@ -35,7 +40,7 @@ def test_words_in_the_address_show_hits_with_pictures(system: RunningSystem, tmp
             *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-quic"),
             *("--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}/profile"),
             *("--window-size=1200,900", "--virtual-time-budget=15000", "--dump-dom", f"--screenshot={screenshot}"),
-            f"{system.base_url}/?q=an+acorn",
+            f"{system.base_url}/?{urlencode({'q': caption})}",
         ],
         capture_output=True,
         text=True,
@@ -43,6 +48,6 @@ def test_words_in_the_address_show_hits_with_pictures(system: RunningSystem, tmp
         check=True,
     ).stdout
     hits = re.findall(r"<li>\s*<figure>.*?</figure>\s*</li>", page, re.S)
-    assert any('alt="an acorn"' in hit and "/images/acorn/content?size=256" in hit for hit in hits), page
+    assert any(f'alt="{caption}"' in hit and "/images/on-the-page/content?size=256" in hit for hit in hits), page
     assert "4 of 4 shards" in page
     assert screenshot.stat().st_size > 0

@@ -41,7 +41,7 @@ def main() -> None:
 
             colours = pixels.reshape(len(pixels), -1, 3).mean(axis=1) + 1.0
             rows = np.concatenate([colours, np.ones((len(pixels), dimension - 3))], axis=1)
-            return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+            return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
     actor = FakeEmbedder.options(name=embedder_name(model, "ingest", 0), namespace=RAY_NAMESPACE).remote()  # type: ignore[attr-defined]
     ray.get(actor.describe.remote())

@@ -22,7 +22,12 @@ RIVERLENS = str(Path(sys.executable).parent / "riverlens")
 
 
 def kafka_can_run() -> bool:
-    """Whether a Java for the local Kafka is on this machine (its jars are then fetched or fail loudly)."""
+    """Whether to run the tests on Apache Kafka: its Java and Maven are here, or this is continuous integration.
+
+    In continuous integration (`CI=true`) a Kafka that cannot start fails the tests instead of skipping them.
+    """
+    if os.environ.get("CI") == "true":
+        return True
     if shutil.which("java") is None or shutil.which("mvn") is None:
         return False
     version = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr

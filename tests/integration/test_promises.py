@@ -18,7 +18,7 @@ from tests.integration.system import RunningSystem, eventually, kafka_can_run
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 needs_kafka = pytest.mark.skipif(
-    not kafka_can_run() and os.environ.get("CI") != "true",
+    not kafka_can_run(),
     reason="a log that survives a restart needs Apache Kafka: Java 17 and Maven",
 )
 FreshSystem = Callable[..., RunningSystem]

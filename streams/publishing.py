@@ -1,0 +1,95 @@
+"""Makes outcomes durable: dead letters first, then the records of the embedding log, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from actors.log.producer import OutgoingRecord
+from contract.errors import BrokerUnavailable, InvalidRequest, NotFound
+from contract.events import CollectionSpec, decode_event, encode_json
+from contract.telemetry import LogField
+from contract.topics import DEAD_LETTER_TOPIC, embedding_log_topic
+from streams.backoff import Clock, pause_s
+from streams.metrics import count_event
+from streams.outcome import Outcome, SourceEvent, rejected
+
+_log = structlog.get_logger()
+
+
+class Log(Protocol):
+    """Sends records in order; none is in the log without those before it."""
+
+    async def send_all(self, records: Sequence[OutgoingRecord]) -> list[int]:
+        """Return once all are durable; raises BrokerUnavailable (retryable), InvalidRequest."""
+
+
+class Publisher:
+    """Publishes one partition's share of a batch at a time; the caller keeps the shares in order."""
+
+    def __init__(self, log: Log, collections: Callable[[str], CollectionSpec], clock: Clock) -> None:
+        self._log = log
+        self._collections = collections
+        self._clock = clock
+
+    async def publish(self, pairs: Sequence[tuple[SourceEvent, Outcome]]) -> None:
+        """Return once everything the events of one partition led to is durable, in their order.
+
+        Waits for a broker that is away. A record that no broker takes makes its event a rejection.
+        """
+        collection = pairs[0][0].collection
+        await self._send(collection, [letter for _, one in pairs if (letter := _letter(one)) is not None])
+        try:
+            await self._send(collection, [record for event, one in pairs for record in _records(event, one)])
+        except InvalidRequest:
+            for event, one in pairs:
+                await self._publish_one(event, one)
+        for _, one in pairs:
+            count_event("rejected" if one.dead_letter is not None else "published")
+
+    async def _publish_one(self, event: SourceEvent, outcome: Outcome) -> None:
+        try:
+            await self._send(event.collection, _records(event, outcome))
+        except InvalidRequest as error:
+            image_id = decode_event(event.value).image_id
+            refused = rejected(event, image_id, "publish", error, 1, self._clock.now_ms())
+            letter = _letter(refused)
+            await self._send(event.collection, [*([letter] if letter is not None else []), *_records(event, refused)])
+
+    async def _send(self, collection: str, records: Sequence[OutgoingRecord]) -> None:
+        """Send until the broker has confirmed all; repeats are harmless, gaps are not."""
+        attempts = 0
+        while records:
+            try:
+                await self._log.send_all(records)
+                break
+            except BrokerUnavailable as error:
+                attempts += 1
+                _log.warning("waiting for the broker", **{LogField.ERROR: error.detail})
+                if not self._is_live(collection):
+                    break
+                await self._clock.sleep(pause_s(attempts))
+
+    def _is_live(self, collection: str) -> bool:
+        try:
+            self._collections(collection)
+        except NotFound:
+            return False
+        return True
+
+
+def _letter(outcome: Outcome) -> OutgoingRecord | None:
+    letter = outcome.dead_letter
+    if letter is None:
+        return None
+    key = letter.image_id.encode() if letter.image_id is not None else None
+    return OutgoingRecord(DEAD_LETTER_TOPIC, 0, key, encode_json(letter))
+
+
+def _records(event: SourceEvent, outcome: Outcome) -> list[OutgoingRecord]:
+    topic = embedding_log_topic(event.collection)
+    return [
+        OutgoingRecord(topic, event.partition, record.key, record.value, record.headers) for record in outcome.records
+    ]
