@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -27,7 +27,7 @@ def write(
     results: Sequence[Result],
     seed: int,
     data_sha256: str,
-    started_at: datetime | None = None,
+    started_at: datetime,
     folder: Path = RESULTS,
 ) -> Path:
     """Write the result file of one benchmark and return its path.
@@ -37,7 +37,7 @@ def write(
         results: the figures, in the order in which they shall be read.
         seed: seed of everything random in the run.
         data_sha256: hash of the data that was used.
-        started_at: when the run began; now, if not given.
+        started_at: when the run began.
         folder: where the file goes.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def write(
         "hardware": hardware(),
         "seed": seed,
         "data_sha256": data_sha256,
-        "started_at": (started_at or datetime.now(UTC)).isoformat(timespec="seconds"),
+        "started_at": started_at.isoformat(timespec="seconds"),
         "results": [result._asdict() for result in results],
     }
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

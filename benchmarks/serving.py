@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
@@ -79,6 +80,7 @@ def _data_sha256() -> str:
 
 def main() -> None:
     """Run and write the result file."""
+    started_at = datetime.now(UTC)
     results: list[Result] = []
     with running_system() as client, tempfile.TemporaryDirectory() as folder:
         warm = [f"a {thing}" for thing in _THINGS]
@@ -102,7 +104,7 @@ def main() -> None:
             print(f"upload to searchable p{quantile}: {value:.0f} ms")
         results.append(Result("upload_to_searchable_max_ms", float(milliseconds.max()), "ms"))
         results.append(Result("points", float(client.collection("images")["points"]), "1"))
-    print(write("serving", results, SEED, _data_sha256()))
+    print(write("serving", results, SEED, _data_sha256(), started_at))
 
 
 if __name__ == "__main__":
