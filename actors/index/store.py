@@ -234,8 +234,3 @@ def _options(cache: Cache) -> Options:
 def _pairs(family: Rdict, start: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
     """Keys and values as of one moment, from `start` on; in raw mode both are bytes."""
     return cast("Iterator[tuple[bytes, bytes]]", family.snapshot().items(from_key=start))
-
-
-def remove_store(path: Path) -> None:
-    """Remove a store that no process has open."""
-    shutil.rmtree(path, ignore_errors=True)
