@@ -33,7 +33,8 @@ def _print_collection(one: dict[str, Any]) -> None:
         highlight=False,
     )
     shards = Table("shard", "replica", "state", "pid", "points", "growing", "lag", "staleness", show_edge=False)
-    shards.add_column("applied offset / high watermark by partition")
+    # By partition: the applied offset and, behind the stroke, the high watermark.
+    shards.add_column("applied/high", no_wrap=True)
     for shard in one["shards"]:
         marks = shard.get("high_watermarks", {})
         offsets = "  ".join(
