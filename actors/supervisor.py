@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -216,18 +217,21 @@ class Supervisor:
         settings = self._settings
         description = self._descriptions.get(settings.model)
         if description is not None and self._default_never_was():
-            spec = create_collection(
-                settings,
-                self._registry,
-                settings.collection,
-                description,
+            wanted = CollectionSpec(
+                name=settings.collection,
+                incarnation=uuid.uuid4().hex,
+                created_at_ms=int(time.time() * 1000),
                 partitions=settings.partitions,
                 shards=settings.shards,
                 replicas=settings.replicas,
+                model=description.model,
+                fingerprint=description.fingerprint,
+                dimension=description.dimension,
                 m=settings.hnsw_m,
                 ef_construction=settings.hnsw_ef_construction,
                 ef_search=settings.hnsw_ef_search,
             )
+            spec = create_collection(settings, self._registry, wanted)
             self._specs[spec.name] = spec
         for spec in list(self._specs.values()):
             found = self._descriptions.get(spec.model)

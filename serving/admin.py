@@ -9,21 +9,9 @@ from confluent_kafka import Consumer
 from actors.log.collections import create_collection, drop_collection
 from actors.log.reader import consumer_config, watermarks
 from actors.log.registry import CollectionRegistry
-from actors.messages import EncoderDescription, PreprocessSpec
 from contract.events import CollectionSpec
 from contract.settings import Settings
 from contract.topics import image_events_topic
-
-# Stands where an encoder is not known yet; the supervisor starts it and completes the collection.
-_UNKNOWN_PREPROCESS = PreprocessSpec(
-    size=0,
-    resize="squash",
-    interpolation="bilinear",
-    padding=0.0,
-    background=(0, 0, 0),
-    mean=(0.0, 0.0, 0.0),
-    std=(1.0, 1.0, 1.0),
-)
 
 
 class KafkaCollectionAdmin:
@@ -40,19 +28,7 @@ class KafkaCollectionAdmin:
 
         Raises CollectionExists, TopicShapeMismatch, BrokerUnavailable (retryable).
         """
-        description = EncoderDescription(spec.model, spec.fingerprint, spec.dimension, _UNKNOWN_PREPROCESS, "")
-        return create_collection(
-            self._settings,
-            self._registry,
-            spec.name,
-            description,
-            partitions=spec.partitions,
-            shards=spec.shards,
-            replicas=spec.replicas,
-            m=spec.m,
-            ef_construction=spec.ef_construction,
-            ef_search=spec.ef_search,
-        )
+        return create_collection(self._settings, self._registry, spec)
 
     def drop(self, name: str) -> None:
         """Register the end of the collection, then delete its topics. Raises NotFound."""

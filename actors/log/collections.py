@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import time
-import uuid
-
 import msgspec
 import structlog
 
 from actors.log.admin import delete_topics, ensure_topic
 from actors.log.registry import CollectionRegistry
-from actors.messages import EncoderDescription
 from contract.errors import CollectionExists, InvalidRequest
 from contract.events import CollectionSpec
 from contract.settings import Settings
@@ -28,20 +24,11 @@ _log = structlog.get_logger()
 _OWN_FIELDS = {"incarnation": "", "created_at_ms": 0}
 
 
-def create_collection(
-    settings: Settings,
-    registry: CollectionRegistry,
-    name: str,
-    description: EncoderDescription,
-    *,
-    partitions: int,
-    shards: int,
-    replicas: int,
-    m: int,
-    ef_construction: int,
-    ef_search: int,
-) -> CollectionSpec:
+def create_collection(settings: Settings, registry: CollectionRegistry, wanted: CollectionSpec) -> CollectionSpec:
     """Make a collection's topics and register it; idempotent when an equal one exists.
+
+    `wanted.incarnation` must be new; it counts only if no equal collection exists. Without a
+    fingerprint the collection waits for the supervisor, which learns it from the encoder.
 
     Raises:
         InvalidRequest: a name that cannot be, or more shards than partitions.
@@ -49,23 +36,9 @@ def create_collection(
         TopicShapeMismatch: topics of this name exist in another shape.
         BrokerUnavailable: retryable; the same call finishes what was begun.
     """
-    check_collection_name(name)
-    if not 1 <= shards <= partitions:
-        raise InvalidRequest(f"{shards} shards need at least as many partitions, and there are {partitions}")
-    wanted = CollectionSpec(
-        name=name,
-        incarnation=uuid.uuid4().hex,
-        partitions=partitions,
-        shards=shards,
-        replicas=replicas,
-        model=description.model,
-        fingerprint=description.fingerprint,
-        dimension=description.dimension,
-        m=m,
-        ef_construction=ef_construction,
-        ef_search=ef_search,
-        created_at_ms=int(time.time() * 1000),
-    )
+    name, partitions = check_collection_name(wanted.name), wanted.partitions
+    if not 1 <= wanted.shards <= partitions:
+        raise InvalidRequest(f"{wanted.shards} shards need at least as many partitions, and there are {partitions}")
     before = registry.latest(name)
     if before is not None and not before.dropped:
         return _same(before, wanted)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -69,18 +70,21 @@ class Instance:
         self.run("actors.supervisor")
 
     def create(self) -> CollectionSpec:
-        return create_collection(
-            self.settings,
-            self.registry,
-            "images",
-            DESCRIPTION,
+        wanted = CollectionSpec(
+            name="images",
+            incarnation=uuid.uuid4().hex,
+            created_at_ms=0,
             partitions=1,
             shards=1,
             replicas=1,
+            model=DESCRIPTION.model,
+            fingerprint=DESCRIPTION.fingerprint,
+            dimension=DESCRIPTION.dimension,
             m=8,
             ef_construction=40,
             ef_search=32,
         )
+        return create_collection(self.settings, self.registry, wanted)
 
     def run(self, module: str) -> None:
         with self.log.open("ab") as log:

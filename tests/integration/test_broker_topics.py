@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from confluent_kafka.admin import AdminClient
 
@@ -17,7 +19,6 @@ from actors.log.producer import LogProducer, OutgoingRecord
 from actors.log.reader import KafkaLogReader
 from actors.log.records import LogRecord
 from actors.log.registry import CollectionRegistry
-from actors.messages import EncoderDescription, PreprocessSpec
 from contract.errors import (
     BrokerUnavailable,
     CollectionExists,
@@ -40,14 +41,6 @@ from tests.integration.local_broker import BrokerProcess
 from tests.integration.system import kafka_can_run
 
 pytestmark = pytest.mark.integration
-
-ENCODER = EncoderDescription(
-    model="tiny",
-    fingerprint="f" * 8,
-    dimension=4,
-    preprocess=PreprocessSpec(8, "squash", "bilinear", 0.0, (0, 0, 0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-    device="cpu",
-)
 
 
 @pytest.fixture(scope="module", params=["memory", "kafka"])
@@ -91,10 +84,18 @@ def read_all(reader: KafkaLogReader, count: int) -> list[LogRecord]:
 
 
 def make(settings: Settings, registry: CollectionRegistry, name: str, **changes: int) -> CollectionSpec:
-    shape = {
-        "partitions": 3, "shards": 2, "replicas": 1, "m": 16, "ef_construction": 100, "ef_search": 64
-    } | changes  # fmt: skip
-    return create_collection(settings, registry, name, ENCODER, **shape)
+    wanted = CollectionSpec(
+        name=name,
+        incarnation=uuid.uuid4().hex,
+        partitions=3,
+        shards=2,
+        replicas=1,
+        model="tiny",
+        fingerprint="0123456789abcdef",
+        dimension=8,
+        created_at_ms=0,
+    )
+    return create_collection(settings, registry, msgspec.structs.replace(wanted, **changes))
 
 
 def test_the_system_topics_are_there_before_the_broker_is_announced(settings: Settings) -> None:

@@ -8,6 +8,7 @@ import io
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -118,18 +119,19 @@ class Instance:
         return self.log.read_text(errors="replace")
 
     def collection(self, name: str) -> CollectionSpec:
-        return create_collection(
-            self.settings,
-            self.registry,
-            name,
-            description(MODEL),
+        encoder = description(MODEL)
+        wanted = CollectionSpec(
+            name=name,
+            incarnation=uuid.uuid4().hex,
+            created_at_ms=0,
             partitions=PARTITIONS,
             shards=1,
             replicas=1,
-            m=16,
-            ef_construction=100,
-            ef_search=64,
+            model=encoder.model,
+            fingerprint=encoder.fingerprint,
+            dimension=encoder.dimension,
         )
+        return create_collection(self.settings, self.registry, wanted)
 
     async def upload(self, collection: str, image_id: str, data: bytes, **payload: object) -> ImageUploaded:
         sha256 = hashlib.sha256(data).hexdigest()
