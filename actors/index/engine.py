@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,26 +11,48 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from actors.index.rows import IdRow, Position, apply_entry
-from actors.index.segments import Found, Segments, best
-from actors.index.store import ShardStore, StoreBatch
+from actors.index import filter_files, graph_files
+from actors.index.answering import Answering
+from actors.index.applying import effect_of
+from actors.index.codes import Codec, Quantization
+from actors.index.filters import FilterIndex
+from actors.index.manifest import SnapshotFacts
+from actors.index.recall import RecallSampler
+from actors.index.rows import Position
+from actors.index.segments import SegmentParameters, Segments
+from actors.index.store import ShardStore, StoreBatch, VectorType
+from actors.index.upgrade import upgrade
 from actors.log.records import LogIdentity, LogRecord
 from actors.messages import Candidate, FloatMatrix, PointState, ShardQuery
-from contract.errors import EventInvalid, InvalidRequest
-from contract.events import DELETED_HEADER, LogEntry, SourceAdvanced, decode_log_entry
+from contract.errors import EventInvalid
+from contract.events import DELETED_HEADER, LogEntry, decode_log_entry
 
 _CHUNK = 1024
+# A graph file is written anew when the graph has gained this share of points, within these bounds:
+# what it lacks is inserted again at the next start.
+_SAVE_SHARE, _SAVE_MIN, _SAVE_MAX = 0.1, 8192, 32_768
 
 
 class EngineParameters(Struct, frozen=True, kw_only=True):
-    """What a shard is made for. `fingerprint` and `dimension` of an existing store must be equal."""
+    """What a shard is made for.
+
+    `fingerprint`, `dimension` and `vector_type` of an existing store must be equal; the others may
+    change between two lives of a shard. `filter_fields` are the payload fields that filters may
+    name; None for all. `build_threads` of 0 means all processors.
+    """
 
     fingerprint: str
     dimension: int
     m: int = 16
     ef_construction: int = 100
     ef_search: int = 64
+    quantization: Quantization = "none"
+    vector_type: VectorType = "fp32"
+    filter_fields: tuple[str, ...] | None = None
     growing_max: int = 1024
+    build_threads: int = 0
+    rebuild_dead_min: int = 1024
+    recall_share: float = 0.0
     store_cache_bytes: int = 32 * 1024 * 1024
     store_write_buffer_bytes: int = 16 * 1024 * 1024
 
@@ -42,27 +66,83 @@ class ShardEngine:
     def __init__(self, path: Path, parameters: EngineParameters) -> None:
         """Open the store at `path` and make all its points searchable.
 
-        They are searched exactly until `drain` has moved them to the graph.
+        The graph comes from its file. What that lacks is compared exactly until `drain` has
+        inserted it, or inserted here, on all processors, where it is too much for that.
 
         Raises:
-            StoreIncompatible: the store is of another format version, fingerprint or dimension.
+            StoreIncompatible: the store is of another format version, fingerprint, dimension or
+                vector type.
         """
         self.parameters = parameters
-        self._store = ShardStore(
-            path,
-            parameters.fingerprint,
-            parameters.dimension,
-            cache_bytes=parameters.store_cache_bytes,
-            write_buffer_bytes=parameters.store_write_buffer_bytes,
-        )
+        self._path = path
+        self._codec = Codec(parameters.quantization, parameters.dimension)
+        upgrade(path, parameters.fingerprint, parameters.dimension, self._new_store)
+        self._store = self._new_store(path)
+        self._applying = threading.Lock()
+        self._saving = threading.Lock()
+        self._sampler = RecallSampler(parameters.recall_share)
         self._positions = dict(self._store.progress.positions)
-        self._segments = self._empty_segments()
-        for image_ids, vectors in self._store.vector_chunks(_CHUNK):
-            self._segments.load(image_ids, vectors)
+        self._load()
 
-    def _empty_segments(self) -> Segments:
+    def _new_store(self, path: Path) -> ShardStore:
         p = self.parameters
-        return Segments(p.dimension, p.m, p.ef_construction, p.growing_max)
+        return ShardStore(
+            path,
+            p.fingerprint,
+            p.dimension,
+            vector_type=p.vector_type,
+            cache_bytes=p.store_cache_bytes,
+            write_buffer_bytes=p.store_write_buffer_bytes,
+        )
+
+    def _begin_empty(self) -> None:
+        """Segments without points, and who answers from them."""
+        p = self.parameters
+        segments = SegmentParameters(
+            m=p.m,
+            ef_construction=p.ef_construction,
+            growing_max=p.growing_max,
+            build_threads=p.build_threads or os.cpu_count() or 1,
+            rebuild_dead_min=p.rebuild_dead_min,
+        )
+        self._segments = Segments(self._codec, segments, self._store, FilterIndex(p.filter_fields))
+        self._answering = Answering(self._store, self._segments, p.dimension, p.ef_search, self._sampler)
+
+    def _load(self) -> None:
+        """Make segments and filter index from what is on the disk."""
+        p = self.parameters
+        self._begin_empty()
+        graph = graph_files.load(self._graph_file, p.dimension, p.m, p.ef_construction)
+        # The graph in the file, and its number of points.
+        self._saved_graph, self._saved = graph, 0 if graph is None else len(graph)
+        if graph is not None and len(graph):
+            # After a power cut the graph may know numbers that the store has lost; they are never given again.
+            used = int(graph.numbers[-1]) + 1
+            progress = self._store.progress
+            self._store.resume(msgspec.structs.replace(progress, next_number=max(progress.next_number, used)))
+        alive, image_ids = self._store.numbers()
+        lacking = self._segments.open(graph, alive)
+        places = np.searchsorted(alive, lacking)
+        for start in range(0, len(lacking), _CHUNK):
+            some = places[start : start + _CHUNK]
+            _, vectors = self._store.vectors(alive[some])
+            self._segments.load(alive[some], [image_ids[place] for place in some], vectors)
+            self._segments.wait_for_room()
+        saved = filter_files.load(self._filters_file, self._store.progress.positions)
+        if saved is not None and saved.fields == self._segments.filters.fields:
+            self._segments.filters = saved
+            return
+        for _, row in self._store.points():
+            if row.point is not None:
+                self._segments.filters.put(row.point.number, msgspec.json.decode(row.point.payload))
+
+    @property
+    def _graph_file(self) -> Path:
+        return self._path / "graph"
+
+    @property
+    def _filters_file(self) -> Path:
+        return self._path / "filters"
 
     @property
     def points(self) -> int:
@@ -77,7 +157,18 @@ class ShardEngine:
     @property
     def growing(self) -> int:
         """Points in the growing segment."""
-        return self._segments.growing
+        return self._segments.view.growing.living
+
+    @property
+    def dead(self) -> int:
+        """Points in the graph that were deleted or replaced, and wait for its rebuild."""
+        return self._segments.view.dead
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """Quantization of the graph as it is now; None without a graph."""
+        graph = self._segments.view.graph
+        return None if graph is None else graph.codec.quantization
 
     @property
     def log_identity(self) -> LogIdentity | None:
@@ -99,91 +190,79 @@ class ShardEngine:
         A new store counts as caught up `now_ms` (Unix milliseconds): what it reads from here on
         makes it whole unless it stays away for longer than the log keeps tombstones.
         """
-        before = self._store.progress.positions
-        positions = before | {p: before.get(p, Position()).started(end) for p, end in log_ends.items()}
-        progress = msgspec.structs.replace(
-            self._store.progress,
-            positions=positions,
-            log_identity=identity,
-            caught_up_at_ms=self._store.progress.caught_up_at_ms or now_ms,
-        )
-        self._store.write(StoreBatch(), progress)
-        self._positions = positions
+        with self._applying:
+            before = self._store.progress.positions
+            positions = before | {p: before.get(p, Position()).started(end) for p, end in log_ends.items()}
+            progress = msgspec.structs.replace(
+                self._store.progress,
+                positions=positions,
+                log_identity=identity,
+                caught_up_at_ms=self._store.progress.caught_up_at_ms or now_ms,
+            )
+            self._store.write(StoreBatch(), progress)
+            self._positions = positions
 
     def mark_caught_up(self, now_ms: int) -> None:
         """Remember that everything in the log as of `now_ms` (Unix milliseconds) is applied."""
-        self._store.write(StoreBatch(), msgspec.structs.replace(self._store.progress, caught_up_at_ms=now_ms))
+        with self._applying:
+            self._store.write(StoreBatch(), msgspec.structs.replace(self._store.progress, caught_up_at_ms=now_ms))
 
     def reset(self) -> None:
         """Forget every point and position; the next `begin` starts a new life."""
-        self._store.reset()
-        self._positions = {}
-        self._segments = self._empty_segments()
+        with self._applying, self._saving:
+            self._segments.stop()
+            self._store.reset()
+            self._positions = {}
+            self._saved_graph, self._saved = None, 0
+            self._begin_empty()
 
     def close(self) -> None:
-        """Close the store. Idempotent."""
-        self._store.close()
+        """Save the graph and the filter index, and close the store. Idempotent."""
+        self._segments.stop()
+        with self._applying, self._saving:
+            if self._store.is_closed:
+                return
+            self._save_graph()
+            filter_files.save(self._filters_file, self._segments.filters, self._store.progress.positions)
+            self._store.close()
 
     def apply(self, records: Sequence[LogRecord]) -> None:
         """Apply records in their order, atomically: all of them with the new positions, or none.
 
         A record below the stored position of its partition has no effect, so delivery may repeat.
-        When this returns, searches find what the records brought.
+        When this returns, searches find what the records brought. Waits while the graph cannot keep up.
 
         Raises:
             EventInvalid: a record that is no log entry; nothing is applied.
             FingerprintMismatch: a vector of another encoder; nothing is applied.
         """
-        progress = self._store.progress
-        positions = dict(progress.positions)
-        entries: list[LogEntry] = []
-        for record in records:
-            position = positions.get(record.partition, Position())
-            if record.offset >= position.log_offset:
-                entries.append(entry := entry_of(record))
-                positions[record.partition] = position.advanced(record.offset + 1, entry.source_offset)
-        if not entries:
-            return
-        effect = self._effect(entries)
-        # 1. Durable, together with the positions.
-        progress = msgspec.structs.replace(
-            progress,
-            positions=positions,
-            points=progress.points + effect.points,
-            deleted=progress.deleted + effect.deleted,
-        )
-        self._store.write(effect.batch, progress)
-        # 2. Searchable.
-        self._segments.change(effect.changes)
-        # 3. Only now may a reader who waits for a receipt look.
-        self._positions = positions
-
-    def _effect(self, entries: Sequence[LogEntry]) -> _Effect:
-        """What entries do, one after the other, to the rows as they are stored."""
-        named = [entry for entry in entries if not isinstance(entry, SourceAdvanced)]
-        image_ids = list(dict.fromkeys(entry.image_id for entry in named))
-        rows = dict(zip(image_ids, self._store.rows(image_ids), strict=True))
-        effect = _Effect()
-        vectors = effect.batch.vectors
-        for entry in named:
-            image_id = entry.image_id
-            before = rows[image_id]
-            applied = apply_entry(before, entry, self.parameters.fingerprint, self.parameters.dimension)
-            if applied is None:
-                continue
-            rows[image_id] = effect.batch.rows[image_id] = applied.row
-            effect.points += _has_point(applied.row) - _has_point(before)
-            effect.deleted += _is_deleted(applied.row) - _is_deleted(before)
-            if applied.vector is not None:
-                now = vectors[image_id] if image_id in vectors else self._store.vector_bytes(image_id)
-                # A repeated event brings the same vector, and the graph need not learn it again.
-                if now != applied.vector:
-                    vectors[image_id] = applied.vector
-                    effect.changes.append((image_id, np.frombuffer(applied.vector, dtype="<f4")))
-            elif _has_point(before) and not _has_point(applied.row):
-                vectors[image_id] = None
-                effect.changes.append((image_id, None))
-        return effect
+        with self._applying:
+            progress = self._store.progress
+            positions = dict(progress.positions)
+            entries: list[LogEntry] = []
+            for record in records:
+                position = positions.get(record.partition, Position())
+                if record.offset >= position.log_offset:
+                    entries.append(entry := entry_of(record))
+                    positions[record.partition] = position.advanced(record.offset + 1, entry.source_offset)
+            if not entries:
+                return
+            p = self.parameters
+            effect = effect_of(entries, self._store, progress.next_number, p.fingerprint, p.dimension)
+            # 1. Durable, together with the positions.
+            progress = msgspec.structs.replace(
+                progress,
+                positions=positions,
+                points=progress.points + effect.points,
+                deleted=progress.deleted + effect.deleted,
+                next_number=effect.next_number,
+            )
+            self._store.write(effect.batch, progress)
+            # 2. Searchable.
+            self._segments.change(effect, effect.matrix(p.dimension))
+            # 3. Only now may a reader who waits for a receipt look.
+            self._positions = positions
+        self._segments.wait_for_room()
 
     def search(
         self, vectors: FloatMatrix, queries: Sequence[ShardQuery], with_payload: bool = True
@@ -192,68 +271,40 @@ class ShardEngine:
 
         Args:
             vectors: (q, d) float32, one row per query.
-            queries: What each of them wants; `exact` compares with every vector of the store.
+            queries: What each of them wants; `exact` compares with every stored vector.
             with_payload: Whether candidates carry their payload.
 
         Raises:
-            InvalidRequest: vectors of another shape, or a k below 1.
+            InvalidRequest: vectors of another shape, a k below 1, or a filter on a field that is
+                not indexed.
         """
-        if vectors.shape != (len(queries), self.parameters.dimension):
-            raise InvalidRequest(
-                f"{len(queries)} queries of dimension {self.parameters.dimension} came with vectors {vectors.shape}"
-            )
-        if any(query.k < 1 for query in queries):
-            raise InvalidRequest("k must be at least 1")
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        found: list[Found] = [[] for _ in queries]
-        walks = [i for i, query in enumerate(queries) if not query.exact]
-        if walks:
-            ks = [queries[i].k for i in walks]
-            efs = [max(queries[i].ef_search or self.parameters.ef_search, queries[i].k) for i in walks]
-            for i, result in zip(walks, self._segments.search(vectors[walks], ks, efs), strict=True):
-                found[i] = result
-        scans = [i for i, query in enumerate(queries) if query.exact]
-        if scans:
-            for i, result in zip(scans, self._scan_all(vectors[scans], [queries[i].k for i in scans]), strict=True):
-                found[i] = result
-        return tuple(self._candidates(result, with_payload) for result in found)
+        return self._answering.search(vectors, queries, with_payload)
 
-    def _scan_all(self, vectors: FloatMatrix, ks: Sequence[int]) -> list[Found]:
-        """Compare with every vector of the store as of one moment."""
-        found: list[Found] = [[] for _ in ks]
-        for image_ids, rows in self._store.vector_chunks(_CHUNK):
-            scores = vectors @ rows.T
-            for i, k in enumerate(ks):
-                worst = found[i][-1][0] if len(found[i]) >= k else -np.inf
-                better = np.flatnonzero(scores[i] >= worst)
-                found[i] = best(found[i] + [(float(scores[i, j]), image_ids[j]) for j in better], k)
-        return found
+    def measure_recall(self) -> bool:
+        """Search one sampled query exactly and compare; False if none waits.
 
-    def _candidates(self, found: Found, with_payload: bool) -> tuple[Candidate, ...]:
-        if not with_payload:
-            return tuple(Candidate(image_id, score, None) for score, image_id in found)
-        rows = self._store.rows([image_id for _, image_id in found])
-        return tuple(
-            Candidate(image_id, score, row.point.payload)
-            for (score, image_id), row in zip(found, rows, strict=True)
-            # Without a point it was deleted after the search found it.
-            if row is not None and row.point is not None
-        )
+        A query whose hits have changed since it was answered is passed over.
+        """
+        return self._answering.measure_recall()
+
+    def recall_at_10(self) -> tuple[float | None, int]:
+        """Mean recall@10 of recent sampled queries (None before the first), and how many were measured."""
+        return self._sampler.result()
 
     def fetch(self, image_ids: Sequence[str], with_vector: bool = False) -> list[PointState | None]:
         """What is known of each id; None for an id that was never met."""
-        states = [
-            None if row is None else row.state(image_id)
-            for image_id, row in zip(image_ids, self._store.rows(image_ids), strict=True)
-        ]
+        rows = self._store.rows(image_ids)
+        states = [None if row is None else row.state(image_id) for image_id, row in zip(image_ids, rows, strict=True)]
         if not with_vector:
             return states
-        return [
-            msgspec.structs.replace(state, vector=self._store.vector(state.image_id))
-            if state is not None and state.state == "searchable"
-            else state
-            for state in states
-        ]
+        found: list[PointState | None] = []
+        for state, row in zip(states, rows, strict=True):
+            if state is None or row is None or row.point is None:
+                found.append(state)
+                continue
+            stored = self._store.vector_bytes([row.point.number])[0]
+            found.append(state if stored is None else msgspec.structs.replace(state, vector=self._store.decode(stored)))
+        return found
 
     def scan(self, after: str | None, limit: int) -> list[PointState]:
         """Up to `limit` searchable points in the order of their ids' UTF-8 bytes, from the first above `after`."""
@@ -261,22 +312,54 @@ class ShardEngine:
         return [state for state in states if state is not None]
 
     def drain(self) -> bool:
-        """One bounded step of moving points from the growing segment to the graph; False if there is none to do."""
-        return self._segments.drain()
+        """One step of bringing points to the graph, and of its upkeep; False if none is due."""
+        if not self._segments.drain():
+            return False
+        graph = self._segments.view.graph
+        total = 0 if graph is None else len(graph)
+        due = min(max(_SAVE_MIN, int(_SAVE_SHARE * self._saved)), _SAVE_MAX)
+        if total >= self._saved + due or total < self._saved:
+            with self._saving:
+                self._save_graph()
+        return True
+
+    def seal(self) -> None:
+        """Bring all points from the growing segment to the graph now."""
+        self._segments.seal()
+
+    def checkpoint(self, folder: Path) -> SnapshotFacts:
+        """Write store, graph and filter index, as of one moment, to `folder`, which must not be there.
+
+        Files that never change are hard links, so `folder` lies on the same file system. Opening it
+        as an engine's path gives this engine back, without building its graph.
+        """
+        with self._saving:
+            self._save_graph()
+            # Whatever numbers the graph has, the store has given them before.
+            with self._applying:
+                self._store.checkpoint(folder)
+                progress = self._store.progress
+                filter_files.save(folder / self._filters_file.name, self._segments.filters, progress.positions)
+            if self._graph_file.exists():
+                (folder / self._graph_file.name).hardlink_to(self._graph_file)
+        return SnapshotFacts(
+            fingerprint=self.parameters.fingerprint,
+            dimension=self.parameters.dimension,
+            log_identity=progress.log_identity,
+            positions=progress.positions,
+            points=progress.points,
+            caught_up_at_ms=progress.caught_up_at_ms,
+        )
+
+    def _save_graph(self) -> None:
+        graph = self._segments.view.graph
+        if graph is not None and graph is not self._saved_graph and not self._store.is_closed:
+            graph_files.save(self._graph_file, graph, self.parameters.m, self.parameters.ef_construction)
+            self._saved_graph, self._saved = graph, len(graph)
 
     def store_bytes(self) -> int:
         """Bytes of the store on disk."""
         return self._store.size_bytes()
-
-
-class _Effect:
-    """What a batch of entries does: to the store, to the segments, and to the counts."""
-
-    def __init__(self) -> None:
-        self.batch = StoreBatch()
-        self.changes: list[tuple[str, FloatMatrix | None]] = []
-        self.points = 0
-        self.deleted = 0
 
 
 def entry_of(record: LogRecord) -> LogEntry:
@@ -287,11 +370,3 @@ def entry_of(record: LogRecord) -> LogEntry:
     if header is None:
         raise EventInvalid(f"the tombstone at {record.partition}/{record.offset} does not say what it deletes")
     return decode_log_entry(header)
-
-
-def _has_point(row: IdRow | None) -> bool:
-    return row is not None and row.point is not None
-
-
-def _is_deleted(row: IdRow | None) -> bool:
-    return row is not None and row.point is None and row.deleted_at >= 0

@@ -1,90 +1,122 @@
-"""The growing segment: what just arrived, searched exactly."""
+"""The growing segment: what just arrived, compared exactly."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from actors.messages import FloatMatrix
+
+Numbers = npt.NDArray[np.uint32]
+Mask = npt.NDArray[np.bool_]
 
 _FIRST_CAPACITY = 64
 
 
+class GrowingView(NamedTuple):
+    """The growing segment as of one moment; rows that come later are beyond it.
+
+    `rows` is (n, d) float32 and `numbers` (n,) uint32 ascending; `dead` is (n,) or None if all live.
+    """
+
+    rows: FloatMatrix
+    numbers: Numbers
+    image_ids: Sequence[str]
+    dead: Mask | None
+    living: int
+
+    def search(
+        self, queries: FloatMatrix, k: int, allowed: Mask | None = None
+    ) -> tuple[FloatMatrix, npt.NDArray[np.int64]]:
+        """The best `k` living rows of each query, unordered: scores (q, k') and slots (q, k').
+
+        k' is smaller than `k` where fewer rows are there. The dead, and rows that are not `allowed`
+        ((n,) bool), have the score -inf.
+        """
+        scores = queries @ self.rows.T
+        hidden = self.dead if allowed is None else ~allowed if self.dead is None else self.dead | ~allowed
+        if hidden is not None:
+            scores[:, hidden] = -np.inf
+        if scores.shape[1] <= k:
+            return scores, np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+        slots = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, -k:]
+        return np.take_along_axis(scores, slots, axis=1), slots
+
+
 class GrowingSegment:
-    """A first-in, first-out matrix of points. Not thread-safe: its owner holds a lock."""
+    """A first-in, first-out matrix of points. One writer; a view of it may be read by any thread."""
 
     def __init__(self, dimension: int) -> None:
         self._dimension = dimension
         self._rows = np.empty((_FIRST_CAPACITY, dimension), dtype=np.float32)
-        self._ids: list[str | None] = [None] * _FIRST_CAPACITY
-        self._slots: dict[str, int] = {}
-        self._start = 0
-        self._end = 0
-
-    def __len__(self) -> int:
-        """Points that live here."""
-        return len(self._slots)
-
-    def __contains__(self, image_id: str) -> bool:
-        """Whether this id lives here."""
-        return image_id in self._slots
+        self._numbers = np.empty(_FIRST_CAPACITY, dtype=np.uint32)
+        self._image_ids: list[str] = []
+        self._dead: Mask | None = None
+        self._dead_count = 0
 
     @property
     def queued(self) -> int:
-        """Rows between the first and the last, the dead among them too."""
-        return self._end - self._start
+        """Rows, the dead among them too."""
+        return len(self._image_ids)
 
-    def append(self, image_id: str, vector: FloatMatrix) -> None:
-        """Add a point at the end; what this id had here before dies in the same step."""
-        self.kill(image_id)
-        if self._end == len(self._rows):
-            self._make_room()
-        self._rows[self._end] = vector
-        self._ids[self._end] = image_id
-        self._slots[image_id] = self._end
-        self._end += 1
+    @property
+    def living(self) -> int:
+        """Points that live here."""
+        return self.queued - self._dead_count
 
-    def kill(self, image_id: str) -> bool:
-        """Remove a point; False if it is not here."""
-        slot = self._slots.pop(image_id, None)
-        if slot is None:
-            return False
-        self._ids[slot] = None
-        return True
+    def view(self) -> GrowingView:
+        """The segment as it is now."""
+        end = self.queued
+        return GrowingView(self._rows[:end], self._numbers[:end], self._image_ids, self._dead, self.living)
 
-    def oldest(self, count: int) -> tuple[list[str], FloatMatrix]:
-        """Up to `count` of the oldest living points, which stay here; drops the dead before them."""
-        while self._start < self._end and self._ids[self._start] is None:
-            self._start += 1
-        if self._start > len(self._rows) // 2:
-            self._make_room()
-        slots = [s for s in range(self._start, min(self._start + count, self._end)) if self._ids[s] is not None]
-        return [str(self._ids[s]) for s in slots], self._rows[slots].copy()
+    def append(self, numbers: Sequence[int], image_ids: Sequence[str], vectors: FloatMatrix) -> None:
+        """Add points at the end; `numbers` ascend and are above all that are here."""
+        start, end = self.queued, self.queued + len(numbers)
+        if end > len(self._rows):
+            self._move(np.arange(start), max(2 * len(self._rows), end))
+        self._rows[start:end] = vectors
+        self._numbers[start:end] = numbers
+        # Views share the list and look no further than their own length.
+        self._image_ids.extend(image_ids)
+        if self._dead is not None:
+            self._dead = np.concatenate([self._dead, np.zeros(end - start, dtype=np.bool_)])
 
-    def search(self, queries: FloatMatrix, ks: Sequence[int]) -> list[list[tuple[float, str]]]:
-        """The best `ks[i]` living points of query i as (score, id), in no particular order."""
-        if not self._slots:
-            return [[] for _ in ks]
-        scores = queries @ self._rows[self._start : self._end].T
-        found = []
-        for row, k in zip(scores, ks, strict=True):
-            # As many more as may be dead.
-            wanted = k + self.queued - len(self._slots)
-            best = np.argpartition(-row, wanted - 1)[:wanted] if wanted < len(row) else np.arange(len(row))
-            alive = [
-                (float(row[i]), image_id) for i in best if (image_id := self._ids[self._start + int(i)]) is not None
-            ]
-            found.append(alive)
-        return found
+    def kill(self, numbers: Numbers) -> int:
+        """Mark the points of these numbers dead; returns how many lived here."""
+        slots = positions(self._numbers[: self.queued], numbers)
+        slots = slots[slots >= 0]
+        if not len(slots):
+            return 0
+        # A copy: views of earlier moments keep theirs.
+        dead = np.zeros(self.queued, dtype=np.bool_) if self._dead is None else self._dead.copy()
+        killed = int(len(slots) - dead[slots].sum())
+        dead[slots] = True
+        self._dead = dead
+        self._dead_count += killed
+        return killed
 
-    def _make_room(self) -> None:
-        """Move the living to the front of a matrix with room for as many again."""
-        slots = [s for s in range(self._start, self._end) if self._ids[s] is not None]
-        rows = np.empty((max(_FIRST_CAPACITY, 2 * len(slots)), self._dimension), dtype=np.float32)
-        rows[: len(slots)] = self._rows[slots]
-        ids = [self._ids[s] for s in slots]
-        self._rows = rows
-        self._ids = ids + [None] * (len(rows) - len(ids))
-        self._slots = {str(image_id): slot for slot, image_id in enumerate(ids)}
-        self._start, self._end = 0, len(slots)
+    def drop_first(self, count: int) -> None:
+        """Forget the first `count` rows; views keep them."""
+        self._dead = None if self._dead is None else self._dead[count:].copy()
+        self._dead_count = 0 if self._dead is None else int(self._dead.sum())
+        self._move(np.arange(count, self.queued), _FIRST_CAPACITY)
+
+    def _move(self, slots: npt.NDArray[np.int64], capacity: int) -> None:
+        """Put rows in new arrays with room for more, so that views of the old ones stay whole."""
+        capacity = max(capacity, 2 * len(slots))
+        rows = np.empty((capacity, self._dimension), dtype=np.float32)
+        numbers = np.empty(capacity, dtype=np.uint32)
+        rows[: len(slots)], numbers[: len(slots)] = self._rows[slots], self._numbers[slots]
+        self._image_ids = [self._image_ids[slot] for slot in slots]
+        self._rows, self._numbers = rows, numbers
+
+
+def positions(ascending: Numbers, wanted: Numbers) -> npt.NDArray[np.int64]:
+    """Where each wanted number stands in `ascending`; -1 where it does not."""
+    found = np.searchsorted(ascending, wanted)
+    inside = found < len(ascending)
+    inside[inside] = ascending[found[inside]] == wanted[inside]
+    return np.where(inside, found, -1)

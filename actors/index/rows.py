@@ -15,6 +15,7 @@ class PointRow(Struct, frozen=True, kw_only=True):
     """A searchable point without its vector.
 
     `source_offset` is that of the upload, `payload_offset` that of the event the payload came with.
+    `number` names its vector in this store, and no other one ever.
     """
 
     source_offset: int
@@ -27,6 +28,7 @@ class PointRow(Struct, frozen=True, kw_only=True):
     width: int
     height: int
     event_at_ms: int
+    number: int = -1
 
 
 class RejectionRow(Struct, frozen=True):
@@ -117,7 +119,10 @@ class Position(Struct, frozen=True):
 
 
 class Applied(Struct, frozen=True):
-    """What an entry does to its id: the new row, and the vector (None: unchanged or gone with the point)."""
+    """What an entry does to its id: the new row, and the vector (None: unchanged or gone with the point).
+
+    The row's point has the number of the one before it, or -1; the engine gives a new vector its own.
+    """
 
     row: IdRow
     vector: bytes | None = None
@@ -175,6 +180,7 @@ def _embedded(row: IdRow, entry: PointEmbedded, fingerprint: str, dimension: int
         width=entry.width,
         height=entry.height,
         event_at_ms=entry.event_at_ms,
+        number=row.point.number if row.point is not None else -1,
     )
     later = row.rejection if row.rejection is not None and row.rejection.source_offset > at else None
     return Applied(IdRow(point, row.deleted_at, later), entry.vector)

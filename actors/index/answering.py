@@ -1,0 +1,117 @@
+"""Searches over a shard's points: which way each query goes, and what its candidates carry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+from pyroaring import BitMap
+
+from actors.index.recall import RECALL_K, RecallSampler, Sampled, recall
+from actors.index.searching import Allowed, Found, Search, Want
+from actors.index.segments import Segments, View
+from actors.index.store import ShardStore
+from actors.messages import Candidate, FloatMatrix, ShardQuery
+from contract.errors import InvalidRequest
+from contract.filters import Filter, matches
+
+
+class Answering:
+    """Answers batches of queries. Thread-safe."""
+
+    def __init__(
+        self, store: ShardStore, segments: Segments, dimension: int, ef_search: int, sampler: RecallSampler
+    ) -> None:
+        self._store = store
+        self._segments = segments
+        self._dimension = dimension
+        self._ef_search = ef_search
+        self._sampler = sampler
+
+    def search(
+        self, vectors: FloatMatrix, queries: Sequence[ShardQuery], with_payload: bool = True
+    ) -> tuple[tuple[Candidate, ...], ...]:
+        """Candidates of each query, best first, equal scores by id.
+
+        Args:
+            vectors: (q, d) float32, one row per query.
+            queries: What each of them wants; `exact` compares with every stored vector.
+            with_payload: Whether candidates carry their payload.
+
+        Raises:
+            InvalidRequest: vectors of another shape, a k below 1, or a filter on a field that is
+                not indexed.
+        """
+        if vectors.shape != (len(queries), self._dimension):
+            raise InvalidRequest(
+                f"{len(queries)} queries of dimension {self._dimension} came with vectors {vectors.shape}"
+            )
+        if any(query.k < 1 for query in queries):
+            raise InvalidRequest("k must be at least 1")
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        view, wanted = self._segments.view_for({query.filter for query in queries})
+        search = Search(self._store, view)
+        groups: dict[tuple[int, int, Filter | None, bool], list[int]] = {}
+        for i, query in enumerate(queries):
+            ef = query.ef_search or self._ef_search
+            groups.setdefault((query.k, ef, query.filter, query.exact), []).append(i)
+        found: list[Found] = [[] for _ in queries]
+        for (k, ef, condition, exact), members in groups.items():
+            rows = vectors if len(members) == len(queries) else vectors[members]
+            if exact:
+                results = search.exact(rows, k, wanted[condition])
+            else:
+                results = search.nearest(rows, Want(k, ef), Allowed(view, wanted[condition]))
+            for i, result in zip(members, results, strict=True):
+                found[i] = result
+        self._sample(view, vectors, queries, found)
+        changed = view is not self._segments.view
+        return self._candidates(found, queries, with_payload, check=changed)
+
+    def _candidates(
+        self, found: Sequence[Found], queries: Sequence[ShardQuery], with_payload: bool, check: bool
+    ) -> tuple[tuple[Candidate, ...], ...]:
+        if not with_payload and not (check and any(query.filter is not None for query in queries)):
+            return tuple(tuple(Candidate(image_id, score, None) for score, image_id in some) for some in found)
+        rows = iter(self._store.rows([image_id for some in found for _, image_id in some]))
+        answers = []
+        for some, query in zip(found, queries, strict=True):
+            candidates = []
+            for score, image_id in some:
+                row = next(rows)
+                # Without a point it was deleted after the search found it, and a payload that
+                # changed since may be one that the filter keeps out.
+                if row is None or row.point is None or (check and not _lets_through(query.filter, row.point.payload)):
+                    continue
+                candidates.append(Candidate(image_id, score, row.point.payload if with_payload else None))
+            answers.append(tuple(candidates))
+        return tuple(answers)
+
+    def _sample(self, view: View, vectors: FloatMatrix, queries: Sequence[ShardQuery], found: Sequence[Found]) -> None:
+        for i, query in enumerate(queries):
+            if not query.exact and self._sampler.chooses(query.k):
+                top = found[i][:RECALL_K]
+                # Not the view itself, which would keep a whole graph in memory.
+                self._sampler.keep(Sampled(vectors[i].copy(), query.filter, top, view.next_number))
+
+    def measure_recall(self) -> bool:
+        """Search one sampled query exactly and compare; False if none waits.
+
+        A query whose hits have changed since it was answered is passed over.
+        """
+        sample = self._sampler.take()
+        if sample is None:
+            return False
+        view, wanted = self._segments.view_for({sample.wanted})
+        then = BitMap(range(sample.next_number))
+        numbers = then if (allowed := wanted[sample.wanted]) is None else allowed & then
+        truth = Search(self._store, view).exact(sample.vector[None], RECALL_K, numbers)[0]
+        rows = self._store.rows([image_id for _, image_id in sample.found])
+        if all(row is not None and row.point is not None and row.point.number < sample.next_number for row in rows):
+            self._sampler.note(recall(sample.found, truth))
+        return True
+
+
+def _lets_through(condition: Filter | None, payload: bytes) -> bool:
+    return condition is None or matches(condition, msgspec.json.decode(payload))

@@ -1,0 +1,130 @@
+"""How vectors stand in the graph: the quantizations, and what searching each of them costs in accuracy."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+
+from actors.messages import FloatMatrix
+
+Quantization = Literal["none", "fp16", "sq8", "pq", "rabitq"]
+
+# Bytes are compared 16 at a time only where the dimension divides by that.
+_LANES = 16
+# A rotated unit vector's components are close to normal with deviation 1/sqrt(d); one in 150,000
+# lies outside of this many deviations, and is cut there.
+_CLIP_DEVIATIONS = 4.5
+_ROTATION_SEED = 7
+_PQ_BITS = 8
+_PQ_SUB_DIMENSION = 4
+# Source: FAISS, Clustering parameters; fewer than 39 points per centroid train badly.
+_PQ_TRAIN_MIN = 39 * 2**_PQ_BITS
+_RABITQ_TRAIN_MIN = 1024
+
+
+class Codec:
+    """One quantization of vectors of one dimension. Immutable.
+
+    `none` and `fp16` compare inner products. The others compare Euclidean distances of vectors
+    brought to length 1, which rank like inner products because the points of a collection have
+    equal length; their candidates are re-scored from the stored vectors.
+
+    - `sq8`: a random rotation spreads the information evenly over all components, so one scale
+      fits every one of them without training, and both sides are compared as bytes.
+    - `pq`: product quantization, trained. Source: Jégou et al., Product Quantization for Nearest
+      Neighbor Search, 2011.
+    - `rabitq`: one bit per component after the same rotation, trained (a mean). Source: Gao and
+      Long, RaBitQ: Quantizing High-Dimensional Vectors with a Theoretical Error Bound, 2024.
+    """
+
+    def __init__(self, quantization: Quantization, dimension: int) -> None:
+        self.quantization: Quantization = quantization
+        self.dimension = dimension
+        self._rotation: FloatMatrix | None = None
+        if quantization in ("sq8", "rabitq"):
+            self._rotation = rotation(dimension)
+        self.train_min = {"pq": _PQ_TRAIN_MIN, "rabitq": _RABITQ_TRAIN_MIN}.get(quantization, 0)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the scores of the graph are those of the stored vectors."""
+        return self.quantization == "none"
+
+    @property
+    def scans_codes(self) -> bool:
+        """Whether FAISS can scan a selection of the codes; product quantization cannot."""
+        return self.quantization != "pq"
+
+    def candidates(self, k: int) -> int:
+        """How many to take by code so that the `k` best by stored vector are among them.
+
+        More bits order better by themselves; the coarse codes need many to choose from.
+        """
+        match self.quantization:
+            case "none":
+                return k
+            case "fp16":
+                return k + 2
+            case "sq8":
+                return k + max(6, k // 4)
+            case "pq" | "rabitq":
+                return max(8 * k, 64)
+
+    def new_index(self, m: int, ef_construction: int) -> Any:
+        """An empty FAISS HNSW index; `train` comes first where `train_min` is not 0."""
+        index: Any
+        module: Any = faiss
+        match self.quantization:
+            case "none":
+                index = module.IndexHNSWFlat(self.dimension, m, module.METRIC_INNER_PRODUCT)
+            case "fp16":
+                index = module.IndexHNSWSQ(
+                    self.dimension, module.ScalarQuantizer.QT_fp16, m, module.METRIC_INNER_PRODUCT
+                )
+            case "sq8":
+                index = module.IndexHNSWSQ(self._width, module.ScalarQuantizer.QT_8bit_direct, m, module.METRIC_L2)
+            case "pq":
+                parts = max(p for p in range(1, self.dimension // _PQ_SUB_DIMENSION + 1) if self.dimension % p == 0)
+                index = module.IndexHNSWPQ(self.dimension, parts, m, _PQ_BITS, module.METRIC_L2)
+            case "rabitq":
+                index = module.IndexHNSWRaBitQ(self._width, m, module.METRIC_L2)
+        index.hnsw.efConstruction = ef_construction
+        # The scalar quantizers in use have nothing to learn, but FAISS marks them so only by a train call.
+        if not self.train_min and not index.is_trained:
+            index.train(np.zeros((1, index.d), dtype=np.float32))
+        return index
+
+    @property
+    def _width(self) -> int:
+        return self.dimension if self._rotation is None else int(self._rotation.shape[1])
+
+    def encode(self, vectors: FloatMatrix) -> FloatMatrix:
+        """Points or queries, (n, d) float32, as the FAISS index takes them: (n, width) float32."""
+        if self.quantization in ("none", "fp16"):
+            return np.ascontiguousarray(vectors, dtype=np.float32)
+        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
+        unit: FloatMatrix = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)
+        if self._rotation is None:
+            return unit
+        rotated: FloatMatrix = unit @ self._rotation
+        if self.quantization == "rabitq":
+            return rotated
+        rotated *= 127.5 * np.sqrt(self._width) / _CLIP_DEVIATIONS
+        rotated += 128.0  # FAISS cuts the fraction off: this rounds to the middle of 0…255
+        np.maximum(rotated, 0.0, out=rotated)
+        np.minimum(rotated, 255.0, out=rotated)
+        return rotated
+
+
+@lru_cache(maxsize=8)
+def rotation(dimension: int) -> FloatMatrix:
+    """(d, w) float32 with orthonormal rows, w the next multiple of 16: the same for equal `d`."""
+    width = -(-dimension // _LANES) * _LANES
+    normal = np.random.Generator(np.random.PCG64(_ROTATION_SEED)).standard_normal((width, width))
+    orthogonal, triangle = np.linalg.qr(normal)
+    # Signs of a QR decomposition are the library's choice; with a positive diagonal it is unique.
+    unique = orthogonal * np.sign(np.diag(triangle))
+    return np.ascontiguousarray(unique[:dimension], dtype=np.float32)

@@ -1,0 +1,134 @@
+"""The sealed segment: a FAISS HNSW graph that is never changed, and the builder of the next one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from actors.index.codes import Codec
+from actors.index.growing import Numbers, positions
+from actors.index.image_ids import PackedIds
+from actors.messages import FloatMatrix
+
+Labels = npt.NDArray[np.int64]
+# One bit per label, lowest first, as FAISS reads it.
+Bitmap = npt.NDArray[np.uint8]
+
+_threads = threading.local()
+# Its type stubs lack much of what SWIG generates.
+_faiss: Any = faiss
+
+
+def use_threads(count: int) -> None:
+    """Let FAISS calls of this Python thread run on `count` processor threads.
+
+    OpenMP keeps the number per calling thread, and starts with all processors: several searches
+    side by side would each ask for the whole machine.
+    """
+    if getattr(_threads, "count", 0) != count:
+        faiss.omp_set_num_threads(count)
+        _threads.count = count
+
+
+class SealedGraph:
+    """Points under labels 0, 1, 2 … in ascending order of their numbers. Immutable, so any thread may search it.
+
+    Source: Malkov and Yashunin, Efficient and robust approximate nearest neighbor search using
+    Hierarchical Navigable Small World graphs, 2018; m and the two ef are its parameters.
+    """
+
+    def __init__(self, codec: Codec, index: Any, numbers: Numbers, image_ids: PackedIds) -> None:
+        self.codec = codec
+        self.index = index
+        self.numbers = numbers
+        self.image_ids = image_ids
+        self._storage: Any = _faiss.downcast_index(index.storage)
+
+    def __len__(self) -> int:
+        """Labels, the dead among them too."""
+        return len(self.numbers)
+
+    def labels(self, numbers: Numbers) -> Labels:
+        """Label of each number; -1 where it is not here."""
+        return positions(self.numbers, numbers)
+
+    def search(
+        self, queries: FloatMatrix, k: int, ef: int, allowed: Bitmap | None = None
+    ) -> tuple[FloatMatrix, Labels]:
+        """Walk the graph: scores and labels, both (q, k); label -1 where fewer were met.
+
+        Args:
+            queries: (q, w) float32, encoded by the codec.
+            k: How many to return.
+            ef: Width of the walk; at least k is taken.
+            allowed: Labels that may be returned; None for all. The walk passes through the others.
+        """
+        use_threads(1)
+        if allowed is None:
+            parameters = _faiss.SearchParametersHNSW(efSearch=max(ef, k))
+        else:
+            selector = _faiss.IDSelectorBitmap(allowed)
+            parameters = _faiss.SearchParametersHNSW(efSearch=max(ef, k), sel=selector)
+        scores, labels = self.index.search(queries, k, params=parameters)
+        return scores, labels
+
+    def scan(self, queries: FloatMatrix, k: int, allowed: Bitmap) -> tuple[FloatMatrix, Labels]:
+        """Compare with every allowed label: scores and labels, both (q, k)."""
+        use_threads(1)
+        parameters = _faiss.SearchParameters(sel=_faiss.IDSelectorBitmap(allowed))
+        scores, labels = self._storage.search(queries, k, params=parameters)
+        return scores, labels
+
+
+class GraphBuilder:
+    """A graph in the making, which nobody searches. One thread."""
+
+    def __init__(
+        self, codec: Codec, index: Any, numbers: Numbers | None = None, image_ids: PackedIds | None = None
+    ) -> None:
+        self.codec = codec
+        self.index = index
+        self._numbers = [np.empty(0, dtype=np.uint32) if numbers is None else numbers]
+        self._image_ids = PackedIds() if image_ids is None else image_ids
+        self._added: list[str] = []
+
+    @classmethod
+    def empty(cls, codec: Codec, m: int, ef_construction: int) -> GraphBuilder:
+        """A builder without points; the codec's training comes before the first `add`."""
+        return cls(codec, codec.new_index(m, ef_construction))
+
+    @classmethod
+    def copy_of(cls, graph: SealedGraph) -> GraphBuilder:
+        """A builder that goes on from a sealed graph: memory is copied, nothing is inserted again."""
+        return cls(graph.codec, _faiss.clone_index(graph.index), graph.numbers, graph.image_ids)
+
+    def __len__(self) -> int:
+        return int(self.index.ntotal)
+
+    def train(self, vectors: FloatMatrix, threads: int) -> None:
+        """Learn the codec's parameters from (n, d) float32."""
+        use_threads(threads)
+        self.index.train(self.codec.encode(vectors))
+
+    def add(self, numbers: Numbers, image_ids: Sequence[str], vectors: FloatMatrix, threads: int) -> None:
+        """Insert points; `numbers` ascend and are above all that are here."""
+        if not len(numbers):
+            return
+        use_threads(threads)
+        self.index.add(self.codec.encode(vectors))
+        self._numbers.append(np.array(numbers, dtype=np.uint32))
+        self._added.extend(image_ids)
+
+    def seal(self) -> SealedGraph:
+        """The graph as it is now; the builder is not used after this."""
+        return SealedGraph(self.codec, self.index, np.concatenate(self._numbers), self._image_ids.extended(self._added))
+
+
+def bitmap_of(mask: npt.NDArray[np.bool_]) -> Bitmap:
+    """One bit per entry of an (n,) bool mask."""
+    return np.packbits(mask, bitorder="little")
