@@ -40,6 +40,22 @@ def thumbnail_key(collection: str, sha256: str, size: int) -> str:
     return f"thumbnails/{collection}/{size}/{sha256[:2]}/{sha256}"
 
 
+def open_store(settings: Settings) -> Any:
+    """The client of `settings.objects_url`; raises SettingsInvalid, and does not connect yet."""
+    url = settings.objects_url
+    scheme = urlsplit(url).scheme
+    options = dict(settings.object_store_options)
+    try:
+        if scheme == "file":
+            return LocalStore(Path(unquote(urlsplit(url).path)), mkdir=True)
+        if scheme == "s3":
+            client: ClientConfig = {**_CLIENT, "allow_http": options.get("endpoint", "").startswith("http:")}
+            return from_url(url, config=options, client_options=client, retry_config=_RETRY)  # type: ignore[call-overload]
+    except (BaseError, OSError, ValueError) as error:
+        raise SettingsInvalid(f"object_store_url or object_store_options: {first_line(error)}") from error
+    raise SettingsInvalid(f"object_store_url: {url!r} must begin with file:// or s3://")
+
+
 class ObjectStore:
     """Bytes by key under `settings.objects_url`. Safe to use from several asyncio loops.
 
@@ -47,22 +63,9 @@ class ObjectStore:
     """
 
     def __init__(self, settings: Settings) -> None:
-        url = settings.objects_url
-        scheme = urlsplit(url).scheme
-        options = dict(settings.object_store_options)
-        self._keeps_content_type = scheme != "file"
+        self._keeps_content_type = urlsplit(settings.objects_url).scheme != "file"
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="objects")
-        self._store: Any
-        try:
-            if scheme == "file":
-                self._store = LocalStore(Path(unquote(urlsplit(url).path)), mkdir=True)
-            elif scheme == "s3":
-                client: ClientConfig = {**_CLIENT, "allow_http": options.get("endpoint", "").startswith("http:")}
-                self._store = from_url(url, config=options, client_options=client, retry_config=_RETRY)  # type: ignore[call-overload]
-            else:
-                raise SettingsInvalid(f"object_store_url: {url!r} must begin with file:// or s3://")
-        except (BaseError, OSError, ValueError) as error:
-            raise SettingsInvalid(f"object_store_url or object_store_options: {_first_line(error)}") from error
+        self._store = open_store(settings)
 
     async def put(self, key: str, data: bytes, content_type: str | None = None) -> None:
         """Store bytes under a key, replacing what was there at once or not at all.
@@ -73,9 +76,9 @@ class ObjectStore:
         try:
             await self._call(lambda: obstore.put(self._store, key, data, attributes=attributes))
         except ValueError as error:
-            raise InvalidRequest(f"{key!r} cannot be a key: {_first_line(error)}") from error
+            raise InvalidRequest(f"{key!r} cannot be a key: {first_line(error)}") from error
         except (BaseError, OSError) as error:
-            raise ObjectStoreUnavailable(f"storing {key}: {_first_line(error)}") from error
+            raise ObjectStoreUnavailable(f"storing {key}: {first_line(error)}") from error
 
     async def get(self, key: str, max_bytes: int | None = None) -> bytes:
         """The bytes under a key.
@@ -91,7 +94,7 @@ class ObjectStore:
         except _ABSENT as error:
             raise ObjectMissing(f"there is no object {key}") from error
         except (BaseError, OSError) as error:
-            raise ObjectStoreUnavailable(f"fetching {key}: {_first_line(error)}") from error
+            raise ObjectStoreUnavailable(f"fetching {key}: {first_line(error)}") from error
 
     async def delete(self, key: str) -> None:
         """Remove a key; a key that is not there is fine."""
@@ -100,7 +103,7 @@ class ObjectStore:
         except _ABSENT:
             return
         except (BaseError, OSError) as error:
-            raise ObjectStoreUnavailable(f"deleting {key}: {_first_line(error)}") from error
+            raise ObjectStoreUnavailable(f"deleting {key}: {first_line(error)}") from error
 
     async def exists(self, key: str) -> bool:
         """Whether there are bytes under a key."""
@@ -109,7 +112,7 @@ class ObjectStore:
         except _ABSENT:
             return False
         except (BaseError, OSError) as error:
-            raise ObjectStoreUnavailable(f"looking for {key}: {_first_line(error)}") from error
+            raise ObjectStoreUnavailable(f"looking for {key}: {first_line(error)}") from error
         return True
 
     def _get(self, key: str, max_bytes: int | None) -> bytes:
@@ -125,6 +128,6 @@ class ObjectStore:
         return await asyncio.get_running_loop().run_in_executor(self._threads, operation)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """The message without the client's many lines of debug output."""
     return str(error).strip().split("\n", 1)[0]

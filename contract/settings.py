@@ -182,6 +182,15 @@ class Settings(BaseSettings):
     store_write_buffer_bytes: int = Field(16 * 1024 * 1024, ge=1)
     """RocksDB write buffer of one shard replica, in bytes."""
 
+    snapshot_interval_s: float = Field(300.0, ge=0)
+    """Seconds between snapshots of a shard that changed; 0 takes none, not even at a clean end."""
+
+    snapshot_keep: int = Field(2, ge=1)
+    """Snapshots that are kept per shard; one alone leaves nothing to fall back on when it is damaged."""
+
+    snapshot_remote: bool = True
+    """Whether snapshots also go to the object store, where a new replica or machine finds them."""
+
     @classmethod
     def settings_customise_sources(
         cls,

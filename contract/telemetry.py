@@ -43,6 +43,9 @@ APPLIED_OFFSET = Metric(
     "Source offset up to which everything is searchable.",
     ("collection", "partition"),
 )
+SNAPSHOT_AGE_SECONDS = Metric(
+    "riverlens_snapshot_age_seconds", "gauge", "Age of the newest snapshot of a shard.", ("collection", "shard")
+)
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
@@ -66,3 +69,6 @@ class LogField(StrEnum):
     METHOD = "method"
     ROUTE = "route"
     STATUS = "status"
+    SNAPSHOT = "snapshot"
+    PLACE = "place"
+    BYTES = "bytes"
