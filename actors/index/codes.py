@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, Literal
 
 import faiss
@@ -43,9 +42,7 @@ class Codec:
     def __init__(self, quantization: Quantization, dimension: int) -> None:
         self.quantization: Quantization = quantization
         self.dimension = dimension
-        self._rotation: FloatMatrix | None = None
-        if quantization in ("sq8", "rabitq"):
-            self._rotation = rotation(dimension)
+        self._rotation = Rotation(dimension) if quantization in ("sq8", "rabitq") else None
         self.train_min = {"pq": _PQ_TRAIN_MIN, "rabitq": _RABITQ_TRAIN_MIN}.get(quantization, 0)
 
     @property
@@ -69,7 +66,7 @@ class Codec:
             case "fp16":
                 return k + 2
             case "sq8":
-                return k + max(6, k // 4)
+                return k + max(4, k // 8)
             case "pq" | "rabitq":
                 return max(8 * k, 64)
 
@@ -85,12 +82,12 @@ class Codec:
                     self.dimension, module.ScalarQuantizer.QT_fp16, m, module.METRIC_INNER_PRODUCT
                 )
             case "sq8":
-                index = module.IndexHNSWSQ(self._width, module.ScalarQuantizer.QT_8bit_direct, m, module.METRIC_L2)
+                index = module.IndexHNSWSQ(self.width, module.ScalarQuantizer.QT_8bit_direct, m, module.METRIC_L2)
             case "pq":
                 parts = max(p for p in range(1, self.dimension // _PQ_SUB_DIMENSION + 1) if self.dimension % p == 0)
                 index = module.IndexHNSWPQ(self.dimension, parts, m, _PQ_BITS, module.METRIC_L2)
             case "rabitq":
-                index = module.IndexHNSWRaBitQ(self._width, m, module.METRIC_L2)
+                index = module.IndexHNSWRaBitQ(self.width, m, module.METRIC_L2)
         index.hnsw.efConstruction = ef_construction
         # The scalar quantizers in use have nothing to learn, but FAISS marks them so only by a train call.
         if not self.train_min and not index.is_trained:
@@ -98,8 +95,9 @@ class Codec:
         return index
 
     @property
-    def _width(self) -> int:
-        return self.dimension if self._rotation is None else int(self._rotation.shape[1])
+    def width(self) -> int:
+        """Components of an encoded vector."""
+        return self.dimension if self._rotation is None else self._rotation.width
 
     def encode(self, vectors: FloatMatrix) -> FloatMatrix:
         """Points or queries, (n, d) float32, as the FAISS index takes them: (n, width) float32."""
@@ -109,22 +107,42 @@ class Codec:
         unit: FloatMatrix = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)
         if self._rotation is None:
             return unit
-        rotated: FloatMatrix = unit @ self._rotation
+        rotated = self._rotation.apply(unit)
         if self.quantization == "rabitq":
             return rotated
-        rotated *= 127.5 * np.sqrt(self._width) / _CLIP_DEVIATIONS
+        rotated *= 127.5 * np.sqrt(self.width) / _CLIP_DEVIATIONS
         rotated += 128.0  # FAISS cuts the fraction off: this rounds to the middle of 0…255
         np.maximum(rotated, 0.0, out=rotated)
         np.minimum(rotated, 255.0, out=rotated)
         return rotated
 
 
-@lru_cache(maxsize=8)
-def rotation(dimension: int) -> FloatMatrix:
-    """(d, w) float32 with orthonormal rows, w the next multiple of 16: the same for equal `d`."""
-    width = -(-dimension // _LANES) * _LANES
-    normal = np.random.Generator(np.random.PCG64(_ROTATION_SEED)).standard_normal((width, width))
-    orthogonal, triangle = np.linalg.qr(normal)
+class Rotation:
+    """A fixed random rotation from `dimension` to `width`, the next multiple of 16.
+
+    A Kronecker product of two small rotations after random signs: every component of the result
+    depends on all components, and a vector costs a few microseconds instead of a whole matrix that
+    has left the cache when the next query comes.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self.dimension = dimension
+        self.width = -(-dimension // _LANES) * _LANES
+        rows = max(n for n in range(1, int(self.width**0.5) + 1) if self.width % n == 0)
+        random = np.random.Generator(np.random.PCG64(_ROTATION_SEED))
+        self._signs = random.choice([-1.0, 1.0], self.width).astype(np.float32)
+        self._left, self._right = (_orthogonal(random, n) for n in (rows, self.width // rows))
+
+    def apply(self, vectors: FloatMatrix) -> FloatMatrix:
+        """(n, d) float32 to (n, width) float32; lengths and angles stay."""
+        if self.width != self.dimension:
+            vectors = np.pad(vectors, ((0, 0), (0, self.width - self.dimension)))
+        grid = (vectors * self._signs).reshape(-1, len(self._left), len(self._right)) @ self._right
+        return np.ascontiguousarray(np.matmul(self._left, grid).reshape(len(vectors), self.width))
+
+
+def _orthogonal(random: np.random.Generator, size: int) -> FloatMatrix:
+    orthogonal, triangle = np.linalg.qr(random.standard_normal((size, size)))
     # Signs of a QR decomposition are the library's choice; with a positive diagonal it is unique.
-    unique = orthogonal * np.sign(np.diag(triangle))
-    return np.ascontiguousarray(unique[:dimension], dtype=np.float32)
+    unique: FloatMatrix = (orthogonal * np.sign(np.diag(triangle))).astype(np.float32)
+    return unique

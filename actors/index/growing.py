@@ -1,4 +1,4 @@
-"""The growing segment: what just arrived, compared exactly."""
+"""The growing segment: what just arrived, compared one by one."""
 
 from __future__ import annotations
 
@@ -7,51 +7,74 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import simsimd
 
+from actors.index.codes import Codec, Quantization
 from actors.messages import FloatMatrix
 
 Numbers = npt.NDArray[np.uint32]
 Mask = npt.NDArray[np.bool_]
+Bytes = npt.NDArray[np.uint8]
+Slots = npt.NDArray[np.int64]
 
 _FIRST_CAPACITY = 64
+# Few rows are compared in float32 at once; of many, the bytes choose which.
+_BY_CODE_MIN = 256
 
 
 class GrowingView(NamedTuple):
     """The growing segment as of one moment; rows that come later are beyond it.
 
     `rows` is (n, d) float32 and `numbers` (n,) uint32 ascending; `dead` is (n,) or None if all live.
+    `codes` is (n, w) uint8, what `codec` makes of the rows, or None where rows alone are compared.
     """
 
+    codec: Codec
     rows: FloatMatrix
+    codes: Bytes | None
     numbers: Numbers
     image_ids: Sequence[str]
     dead: Mask | None
     living: int
 
-    def search(
-        self, queries: FloatMatrix, k: int, allowed: Mask | None = None
-    ) -> tuple[FloatMatrix, npt.NDArray[np.int64]]:
-        """The best `k` living rows of each query, unordered: scores (q, k') and slots (q, k').
+    def search(self, queries: FloatMatrix, k: int, allowed: Mask | None = None) -> tuple[FloatMatrix, Slots]:
+        """Best living rows of each query, unordered: scores (q, c) and slots (q, c), the best `k` among them.
 
-        k' is smaller than `k` where fewer rows are there. The dead, and rows that are not `allowed`
-        ((n,) bool), have the score -inf.
+        Scores are inner products with the rows. The dead, and rows that are not `allowed` ((n,)
+        bool), have the score -inf.
         """
-        scores = queries @ self.rows.T
         hidden = self.dead if allowed is None else ~allowed if self.dead is None else self.dead | ~allowed
+        count, chosen = len(self.rows), self.codec.candidates(k)
+        if self.codes is None or count <= max(_BY_CODE_MIN, chosen):
+            scores = queries @ self.rows.T
+            if hidden is not None:
+                scores[:, hidden] = -np.inf
+            if count <= k:
+                return scores, np.broadcast_to(np.arange(count), scores.shape)
+            slots = np.argpartition(scores, count - k, axis=1)[:, -k:]
+            return np.take_along_axis(scores, slots, axis=1), slots
+        # A quarter of the bytes go through the processor, which is what a scan costs.
+        wanted = self.codec.encode(queries).astype(np.uint8)
+        distances = np.asarray(simsimd.cdist(wanted, self.codes, "sqeuclidean"))
         if hidden is not None:
-            scores[:, hidden] = -np.inf
-        if scores.shape[1] <= k:
-            return scores, np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-        slots = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, -k:]
-        return np.take_along_axis(scores, slots, axis=1), slots
+            distances[:, hidden] = np.inf
+        slots = np.argpartition(distances, chosen - 1, axis=1)[:, :chosen]
+        scores = np.einsum("qcd,qd->qc", self.rows[slots], queries)
+        if hidden is not None:
+            scores[hidden[slots]] = -np.inf
+        return scores, slots
 
 
 class GrowingSegment:
     """A first-in, first-out matrix of points. One writer; a view of it may be read by any thread."""
 
-    def __init__(self, dimension: int) -> None:
-        self._dimension = dimension
+    def __init__(self, quantization: Quantization, dimension: int) -> None:
+        """Rows of collections that keep bytes or less are compared by byte first."""
+        self._codec = Codec("none" if quantization in ("none", "fp16") else "sq8", dimension)
         self._rows = np.empty((_FIRST_CAPACITY, dimension), dtype=np.float32)
+        self._codes: Bytes | None = None
+        if not self._codec.is_exact:
+            self._codes = np.empty((_FIRST_CAPACITY, self._codec.width), dtype=np.uint8)
         self._numbers = np.empty(_FIRST_CAPACITY, dtype=np.uint32)
         self._image_ids: list[str] = []
         self._dead: Mask | None = None
@@ -70,7 +93,10 @@ class GrowingSegment:
     def view(self) -> GrowingView:
         """The segment as it is now."""
         end = self.queued
-        return GrowingView(self._rows[:end], self._numbers[:end], self._image_ids, self._dead, self.living)
+        codes = None if self._codes is None else self._codes[:end]
+        return GrowingView(
+            self._codec, self._rows[:end], codes, self._numbers[:end], self._image_ids, self._dead, self.living
+        )
 
     def append(self, numbers: Sequence[int], image_ids: Sequence[str], vectors: FloatMatrix) -> None:
         """Add points at the end; `numbers` ascend and are above all that are here."""
@@ -78,6 +104,8 @@ class GrowingSegment:
         if end > len(self._rows):
             self._move(np.arange(start), max(2 * len(self._rows), end))
         self._rows[start:end] = vectors
+        if self._codes is not None:
+            self._codes[start:end] = self._codec.encode(vectors)
         self._numbers[start:end] = numbers
         # Views share the list and look no further than their own length.
         self._image_ids.extend(image_ids)
@@ -107,10 +135,14 @@ class GrowingSegment:
     def _move(self, slots: npt.NDArray[np.int64], capacity: int) -> None:
         """Put rows in new arrays with room for more, so that views of the old ones stay whole."""
         capacity = max(capacity, 2 * len(slots))
-        rows = np.empty((capacity, self._dimension), dtype=np.float32)
+        rows = np.empty((capacity, self._codec.dimension), dtype=np.float32)
         numbers = np.empty(capacity, dtype=np.uint32)
         rows[: len(slots)], numbers[: len(slots)] = self._rows[slots], self._numbers[slots]
         self._image_ids = [self._image_ids[slot] for slot in slots]
+        if self._codes is not None:
+            codes = np.empty((capacity, self._codec.width), dtype=np.uint8)
+            codes[: len(slots)] = self._codes[slots]
+            self._codes = codes
         self._rows, self._numbers = rows, numbers
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,12 @@ _WALK_COST = 65
 _PASS_COST = 1 / 7
 # Reading vectors one by one costs several times what a walk over all of them costs for each.
 _FEW_SHARE = 4
+
+
+class SupportsIds(Protocol):
+    """Image ids by place."""
+
+    def __getitem__(self, place: int, /) -> str: ...
 
 
 class Want(NamedTuple):
@@ -85,10 +91,7 @@ class Search:
         if not growing.living:
             return [[] for _ in vectors]
         scores, slots = growing.search(vectors, k, allowed.growing)
-        return [
-            [(score, growing.image_ids[slot]) for score, slot in zip(row, places, strict=True) if score > -np.inf]
-            for row, places in zip(scores.tolist(), slots.tolist(), strict=True)
-        ]
+        return _named(scores, slots, k, growing.image_ids)
 
     def _in_graph(self, graph: SealedGraph, vectors: FloatMatrix, want: Want, allowed: Allowed) -> list[Found]:
         codec, matching = graph.codec, allowed.in_graph
@@ -100,7 +103,7 @@ class Search:
         if ef * _WALK_COST > matching + len(graph) * _PASS_COST:
             return self._scan(graph, vectors, want.k, count, allowed)
         scores, labels = graph.search(codec.encode(vectors), count, ef, allowed.labels)
-        found = self._score(graph, vectors, scores, labels)
+        found = self._score(graph, vectors, want.k, scores, labels)
         short = [i for i, some in enumerate(found) if len(some) < min(want.k, matching)]
         if short:
             for i, some in zip(short, self._scan(graph, vectors[short], want.k, count, allowed), strict=True):
@@ -112,41 +115,38 @@ class Search:
             return self._compare(graph, vectors, k, _labels_of(allowed, graph))
         bitmap = allowed.labels if allowed.labels is not None else bitmap_of(np.ones(len(graph), dtype=np.bool_))
         scores, labels = graph.scan(graph.codec.encode(vectors), count, bitmap)
-        return self._score(graph, vectors, scores, labels)
+        return self._score(graph, vectors, k, scores, labels)
 
     def _compare(self, graph: SealedGraph, vectors: FloatMatrix, k: int, labels: Labels) -> list[Found]:
         """Compare with the stored vectors of all these labels."""
         found: list[Found] = [[] for _ in vectors]
         for start in range(0, len(labels), _CHUNK):
             some = np.broadcast_to(labels[start : start + _CHUNK], (len(vectors), len(labels[start : start + _CHUNK])))
-            for i, more in enumerate(self._rescored(graph, vectors, some)):
+            for i, more in enumerate(self._rescored(graph, vectors, k, some)):
                 found[i] = best(found[i] + more, k)
         return found
 
-    def _score(self, graph: SealedGraph, vectors: FloatMatrix, scores: FloatMatrix, labels: Labels) -> list[Found]:
-        """Scores by stored vector of what the graph returned; it is shorter than asked where labels are -1."""
+    def _score(
+        self, graph: SealedGraph, vectors: FloatMatrix, k: int, scores: FloatMatrix, labels: Labels
+    ) -> list[Found]:
+        """The best `k` by stored vector of what the graph returned; fewer where its labels are -1."""
         if not graph.codec.is_exact:
-            return self._rescored(graph, vectors, labels)
-        ids = graph.image_ids
-        return [
-            [(score, ids[label]) for score, label in zip(row, places, strict=True) if label >= 0]
-            for row, places in zip(scores.tolist(), labels.tolist(), strict=True)
-        ]
+            return self._rescored(graph, vectors, k, labels)
+        scores[labels < 0] = -np.inf
+        return _named(scores, labels, k, graph.image_ids)
 
-    def _rescored(self, graph: SealedGraph, vectors: FloatMatrix, labels: Labels) -> list[Found]:
-        """Inner products of queries (q, d) with the stored vectors of their labels (q, c)."""
-        ids = graph.image_ids
+    def _rescored(self, graph: SealedGraph, vectors: FloatMatrix, k: int, labels: Labels) -> list[Found]:
+        """The best `k` by inner product of queries (q, d) with the stored vectors of their labels (q, c)."""
         valid = labels >= 0
         there, rows = self._store.vectors(graph.numbers[labels[valid]])
-        owners = np.nonzero(valid)[0]
-        kept = owners[there]
-        scores = np.einsum("ij,ij->i", rows, vectors[kept])
-        found: list[Found] = [[] for _ in vectors]
-        for owner, score, label in zip(kept.tolist(), scores.tolist(), labels[valid][there].tolist(), strict=True):
-            found[owner].append((score, ids[label]))
+        scores = np.full(labels.shape, -np.inf, dtype=np.float32)
+        valid[valid] = there
+        scores[valid] = np.einsum("ij,ij->i", rows, vectors[np.nonzero(valid)[0]])
+        found = _named(scores, labels, k, graph.image_ids)
         if not there.all():
-            lost = labels[valid][~there].tolist()
-            for owner, score, image_id in self._replaced(vectors, owners[~there].tolist(), [ids[x] for x in lost]):
+            owners, lost = np.nonzero((labels >= 0) & ~valid)
+            ids = [graph.image_ids[label] for label in labels[owners, lost].tolist()]
+            for owner, score, image_id in self._replaced(vectors, owners.tolist(), ids):
                 found[owner].append((score, image_id))
         return found
 
@@ -233,6 +233,16 @@ def _labels_of(allowed: Allowed, graph: SealedGraph) -> npt.NDArray[np.int64]:
     if allowed.labels is None:
         return np.arange(len(graph))
     return np.flatnonzero(np.unpackbits(allowed.labels, count=len(graph), bitorder="little"))
+
+
+def _named(scores: FloatMatrix, places: Labels, k: int, image_ids: SupportsIds) -> list[Found]:
+    """The best `k` of each row, and what equals the last of them, with their ids; a score of -inf is none."""
+    found = []
+    for row, whereabouts in zip(cast("list[list[float]]", scores.tolist()), places.tolist(), strict=True):
+        ranked = sorted(zip(row, whereabouts, strict=True), reverse=True)
+        least = ranked[k - 1][0] if len(ranked) > k else -np.inf
+        found.append([(score, image_ids[place]) for score, place in ranked if score >= least and score > -np.inf])
+    return found
 
 
 def best(candidates: Found, k: int) -> Found:

@@ -98,7 +98,7 @@ class Segments:
         self._changing = threading.Lock()
         self._building = threading.Lock()
         self._stopping = threading.Event()
-        self._growing = GrowingSegment(codec.dimension)
+        self._growing = GrowingSegment(codec.quantization, codec.dimension)
         self._dead = BitMap()
         self._successor: GraphBuilder | None = None
         self._copied = 0
