@@ -8,7 +8,7 @@ raises EventInvalid instead of guessing.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -16,6 +16,11 @@ from msgspec import Struct
 from contract.errors import EventInvalid
 
 Payload: TypeAlias = dict[str, Any]
+
+# How the vectors in memory stand for those in the store, from most to least bytes.
+Quantization: TypeAlias = Literal["none", "fp16", "sq8", "pq", "rabitq"]
+# How the store keeps vectors.
+VectorType: TypeAlias = Literal["fp32", "fp16"]
 
 # Header of a tombstone (a record without a value); its bytes are an encoded PointDeleted.
 DELETED_HEADER = "riverlens-deleted"
@@ -150,8 +155,10 @@ class ResultClicked(Struct, frozen=True, tag_field="type", tag="result_clicked.v
 class CollectionSpec(Struct, frozen=True, tag_field="type", tag="collection_spec.v1", kw_only=True):
     """Desired state of one collection; the last record per name counts.
 
-    `partitions` is fixed for the life of the collection. `incarnation` differs between two
-    collections that bore the same name one after the other. `dropped` ends it.
+    `partitions` and `vector_type` are fixed for the life of the collection. `incarnation` differs
+    between two collections that bore the same name one after the other. `filter_fields` are the
+    payload fields that filters may name; None for all. `dropped` ends it. The defaults are what
+    the records of earlier releases mean.
     """
 
     name: str
@@ -165,6 +172,9 @@ class CollectionSpec(Struct, frozen=True, tag_field="type", tag="collection_spec
     m: int = 16
     ef_construction: int = 100
     ef_search: int = 64
+    quantization: Quantization = "none"
+    vector_type: VectorType = "fp32"
+    filter_fields: tuple[str, ...] | None = None
     created_at_ms: int
     dropped: bool = False
 

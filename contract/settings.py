@@ -110,6 +110,12 @@ class Settings(BaseSettings):
     hnsw_ef_search: int = Field(64, ge=1)
     """HNSW candidates while searching, of a new collection."""
 
+    quantization: Literal["none", "fp16", "sq8", "pq", "rabitq"] = "sq8"
+    """How vectors stand in the memory of a new collection's shards; hits are re-scored from the store."""
+
+    vector_type: Literal["fp32", "fp16"] = "fp16"
+    """How the shards of a new collection store vectors; fixed for its life."""
+
     model: str = "offline"
     """Encoder of a new collection: `offline`, `offline-conse`, or `openclip:ARCHITECTURE:TAG-OR-FILE`."""
 
@@ -174,7 +180,13 @@ class Settings(BaseSettings):
     """Longest wait of a search with `min_receipt`, in seconds."""
 
     growing_max: int = Field(1024, ge=1)
-    """Points the exact growing segment holds before the writer drains it into the graph."""
+    """Points the growing segment holds before they are inserted into a copy of the graph."""
+
+    build_threads: int = Field(0, ge=0)
+    """Threads that insert into the graph when a shard is thousands of points behind; 0 for all processors."""
+
+    recall_sample_share: float = Field(0.01, ge=0, le=1)
+    """Share of searches that a shard repeats exactly in the background to measure its recall."""
 
     store_cache_bytes: int = Field(32 * 1024 * 1024, ge=1)
     """RocksDB block cache of one shard replica, in bytes."""

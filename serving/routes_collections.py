@@ -25,8 +25,6 @@ from serving.state import collection_answer
 
 router = APIRouter(prefix="/v1/collections", tags=["collections"])
 
-_DESIRED = ("partitions", "shards", "replicas", "model", "m", "ef_construction", "ef_search")
-
 
 @router.get("", summary="List all collections", responses=problems())
 async def list_collections(parts: InParts) -> CollectionList:
@@ -45,7 +43,7 @@ async def list_collections(parts: InParts) -> CollectionList:
     },
 )
 async def put_collection(collection: str, request: Request, response: Response, parts: InParts) -> CollectionAnswer:
-    """Make a collection with its two topics. Idempotent; another collection of this name is a conflict.
+    """Make a collection with its two topics. Idempotent; one of this name with other parameters is a conflict.
 
     With a model that no collection uses yet the state is `creating` until its encoder runs.
     """
@@ -55,7 +53,8 @@ async def put_collection(collection: str, request: Request, response: Response, 
     await parts.catalog.refresh()
     existing = {served.spec.name: served for served in await parts.catalog.list()}
     if name in existing:
-        differing = [f for f in _DESIRED if getattr(existing[name].spec, f) != getattr(wanted, f)]
+        given = sorted(field for field in body.model_fields_set if getattr(body, field) is not None)
+        differing = [f for f in given if getattr(existing[name].spec, f) != getattr(wanted, f)]
         if differing:
             raise CollectionExists(f"collection {name!r} exists with other parameters: {', '.join(differing)}")
         response.status_code = 200
@@ -98,8 +97,11 @@ def _wanted(name: str, body: CollectionRequest, parts: Parts) -> CollectionSpec:
         model=body.model or settings.model,
         fingerprint="",
         dimension=0,
-        m=body.m,
-        ef_construction=body.ef_construction,
-        ef_search=body.ef_search,
+        m=body.m or settings.hnsw_m,
+        ef_construction=body.ef_construction or settings.hnsw_ef_construction,
+        ef_search=body.ef_search or settings.hnsw_ef_search,
+        quantization=body.quantization or settings.quantization,
+        vector_type=body.vector_type or settings.vector_type,
+        filter_fields=body.filter_fields,
         created_at_ms=now_ms(),
     )

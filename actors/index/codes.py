@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import numpy as np
 
 from actors.messages import FloatMatrix
-
-Quantization = Literal["none", "fp16", "sq8", "pq", "rabitq"]
+from contract.events import Quantization
 
 # Bytes are compared 16 at a time only where the dimension divides by that.
 _LANES = 16

@@ -14,18 +14,18 @@ from msgspec import Struct
 from actors.index import filter_files, graph_files
 from actors.index.answering import Answering
 from actors.index.applying import effect_of
-from actors.index.codes import Codec, Quantization
+from actors.index.codes import Codec
 from actors.index.filters import FilterIndex
 from actors.index.manifest import SnapshotFacts
 from actors.index.recall import RecallSampler
 from actors.index.rows import Position
 from actors.index.segments import SegmentParameters, Segments
-from actors.index.store import ShardStore, StoreBatch, VectorType
+from actors.index.store import ShardStore, StoreBatch
 from actors.index.upgrade import upgrade
 from actors.log.records import LogIdentity, LogRecord
 from actors.messages import Candidate, FloatMatrix, PointState, ShardQuery
 from contract.errors import EventInvalid
-from contract.events import DELETED_HEADER, LogEntry, decode_log_entry
+from contract.events import DELETED_HEADER, LogEntry, Quantization, VectorType, decode_log_entry
 
 _CHUNK = 1024
 # A graph file is written anew when the graph has gained this share of points, within these bounds:

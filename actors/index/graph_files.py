@@ -21,9 +21,10 @@ import numpy as np
 import structlog
 from msgspec import Struct
 
-from actors.index.codes import Codec, Quantization
+from actors.index.codes import Codec
 from actors.index.graph import SealedGraph
 from actors.index.image_ids import PackedIds
+from contract.events import Quantization
 from contract.telemetry import LogField
 
 _log = structlog.get_logger()

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import simsimd
 
-from actors.index.codes import Codec, Quantization
+from actors.index.codes import Codec
 from actors.messages import FloatMatrix
+from contract.events import Quantization
 
 Numbers = npt.NDArray[np.uint32]
 Mask = npt.NDArray[np.bool_]

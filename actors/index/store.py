@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -24,6 +24,7 @@ from actors.index.rows import IdRow, Position
 from actors.log.records import LogIdentity
 from actors.messages import FloatMatrix
 from contract.errors import StoreIncompatible
+from contract.events import VectorType
 
 FORMAT_VERSION = 2
 NUMBER_MAX = 2**32 - 1
@@ -33,7 +34,6 @@ _IDS = "ids"
 _NUMBERS = "numbers"
 _VECTORS = "vectors"
 
-VectorType = Literal["fp32", "fp16"]
 _DTYPES: dict[str, npt.DTypeLike] = {"fp32": "<f4", "fp16": "<f2"}
 
 
