@@ -126,6 +126,7 @@ class ShardStatus(Struct, frozen=True, kw_only=True):
 
     `state` is `recovering` until the log end seen at the start is reached, then `ready`;
     `failed` carries its reason in `error`. `consumer_lag` is in messages of image-events.
+    `snapshot_at_ms` (Unix milliseconds) and `snapshot_bytes` are of the newest local snapshot.
     """
 
     collection: str
@@ -143,6 +144,8 @@ class ShardStatus(Struct, frozen=True, kw_only=True):
     freshness: Freshness
     consumer_lag: int
     store_bytes: int
+    snapshot_at_ms: int | None = None
+    snapshot_bytes: int | None = None
 
 
 def embedder_name(model: str, role: EmbedderRole, index: int) -> str:

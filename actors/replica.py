@@ -17,6 +17,7 @@ from actors.index.engine import ShardEngine
 from actors.index.rows import Position
 from actors.log.records import LogIdentity, LogReader
 from actors.messages import Freshness
+from actors.recovery import LogState
 from contract.errors import LogGap, Unavailable
 from contract.telemetry import LogField
 from contract.topics import TOMBSTONE_RETENTION_MS
@@ -85,6 +86,7 @@ class Replica:
         partitions: Sequence[int],
         clock: Callable[[], float],
         on_applied: Callable[[], None] = lambda: None,
+        heal: Callable[[LogState], ShardEngine | None] = lambda _: None,
     ) -> None:
         """Attach at the first step.
 
@@ -94,12 +96,15 @@ class Replica:
             partitions: Partitions of the shard.
             clock: Unix time in seconds.
             on_applied: Called, in the driving thread, after something was applied.
+            heal: Called, in the driving thread, when the store cannot go on in the log: puts a snapshot
+                that can in its place and returns the engine over it, or leaves all as it is and returns None.
         """
         self._engine = engine
         self._open_reader = open_reader
         self._partitions = tuple(partitions)
         self._clock = clock
         self._on_applied = on_applied
+        self._heal = heal
         self._reader: LogReader | None = None
         self._identity: LogIdentity | None = None
         self._watches = {p: SourceWatch() for p in self._partitions}
@@ -115,8 +120,8 @@ class Replica:
         While the broker is away it returns 0 at once; the caller waits before the next step.
 
         Raises:
-            LogGap: the log has lost records that this shard has not applied. Nothing else heals it
-                than a snapshot or a replay, so it stands in `state` and `error` too.
+            LogGap: the log has lost records that this shard has not applied, and no snapshot has them.
+                Nothing else heals it than one that has, or a replay, so it stands in `state` and `error` too.
             EventInvalid, FingerprintMismatch: the log holds what must not be in it.
         """
         now = self._clock()
@@ -176,49 +181,72 @@ class Replica:
         """Open a reader and decide what the stored positions are worth in the log it reads.
 
         1. Another identity, a log that ends before the next offset, or an absence longer than
-           tombstones are kept: the store is not a view of this log, so it is wiped.
-        2. A log that begins after the next offset: records are lost, which is an error.
+           tombstones are kept: the store is not a view of this log, so it is replaced by a snapshot
+           that is, or else wiped.
+        2. A log that begins after the next offset: records are lost. A snapshot that has them takes
+           the store's place; without one it is an error.
         3. Read on from the positions.
         """
         reader = self._reader = self._open_reader()
         identity = reader.identity()
-        firsts, ends = reader.first_offsets(), reader.end_offsets()
-        if (reason := self._reason_to_wipe(identity, ends)) is not None:
+        log = LogState(identity, reader.first_offsets(), reader.end_offsets())
+        if (reason := self._reason_to_wipe(log)) is not None and not self._healed(log, reason):
             _log.error(
                 "wiping the store and reading the log from its start",
                 **{LogField.ERROR: reason, LogField.COUNT: self._engine.points},
             )
             self._engine.reset()
-            self._watches = {p: SourceWatch() for p in self._partitions}
-            self.state = "recovering"
-            self._identity = None
-        positions = self.positions()
-        for partition, first in firsts.items():
-            if first > positions[partition].log_offset:
-                self.state = "failed"
-                self.error = (
-                    f"log_gap: partition {partition} begins at {first}, "
-                    f"and offsets from {positions[partition].log_offset} on were never applied"
-                )
-                self._close_reader()
-                raise LogGap(self.error)
+            self._begin_anew()
+        if (gap := self._gap(log)) is not None and not self._healed(log, gap):
+            self.state = "failed"
+            self.error = f"log_gap: {gap}; no snapshot has them, so replay the images or restore the topic"
+            self._close_reader()
+            raise LogGap(self.error)
         if self._identity is None:
             # In the same process nothing was missed since the last attachment, so complete_from stays.
-            self._engine.begin(identity, {p: ends[p] for p in self._partitions}, int(self._clock() * 1000))
+            self._engine.begin(identity, {p: log.ends[p] for p in self._partitions}, int(self._clock() * 1000))
         self._identity = identity
         self._identified_at = self._clock()
         reader.start({p: position.log_offset for p, position in self.positions().items()})
         self._on_applied()
 
-    def _reason_to_wipe(self, identity: LogIdentity, ends: dict[int, int]) -> str | None:
+    def _healed(self, log: LogState, reason: str) -> bool:
+        """Whether a snapshot has taken the place of a store that cannot go on."""
+        engine = self._heal(log)
+        if engine is None:
+            return False
+        _log.error("the store was replaced by a snapshot", **{LogField.ERROR: reason, LogField.COUNT: engine.points})
+        self._engine = engine
+        self._begin_anew()
+        return True
+
+    def _begin_anew(self) -> None:
+        """Another store follows the log now, and knows no more than its positions say."""
+        self._watches = {p: SourceWatch() for p in self._partitions}
+        self.state = "recovering"
+        self._identity = None
+
+    def _gap(self, log: LogState) -> str | None:
+        positions = self.positions()
+        for partition, first in log.firsts.items():
+            if first > positions[partition].log_offset:
+                return (
+                    f"partition {partition} begins at {first}, "
+                    f"and offsets from {positions[partition].log_offset} on were never applied"
+                )
+        return None
+
+    def _reason_to_wipe(self, log: LogState) -> str | None:
         known = self._engine.log_identity
         if known is None:
             return None
-        if known != identity:
-            return f"the log is {identity}, and the store was made from {known}"
+        if known != log.identity:
+            return f"the log is {log.identity}, and the store was made from {known}"
         for partition, position in self.positions().items():
-            if ends[partition] < position.log_offset:
-                return f"partition {partition} ends at {ends[partition]}, before the next offset {position.log_offset}"
+            if log.ends[partition] < position.log_offset:
+                return (
+                    f"partition {partition} ends at {log.ends[partition]}, before the next offset {position.log_offset}"
+                )
         caught_up_at_ms = self._engine.caught_up_at_ms
         if self._identity is None and 0 < caught_up_at_ms < self._clock() * 1000 - TOMBSTONE_RETENTION_MS:
             return "the shard was away longer than the log keeps tombstones"
@@ -226,7 +254,7 @@ class Replica:
 
     def _detach(self, error: Unavailable) -> None:
         _log.warning(
-            "the broker is away; searching goes on",
+            "what the shard follows is away; searching goes on",
             **{LogField.CODE: error.code, LogField.ERROR: error.detail, LogField.DURATION_S: self._retry_s},
         )
         self._retry_later()

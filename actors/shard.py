@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import threading
@@ -17,11 +18,14 @@ import structlog
 from rocksdict import DbClosedError
 
 from actors.index.engine import EngineParameters, ShardEngine
+from actors.index.snapshots import Snapshots
 from actors.log.reader import KafkaLogReader
 from actors.logs import configure
 from actors.messages import Freshness, PointState, ShardSearch, ShardSearchResult, ShardStatus
+from actors.recovery import LogState, Recovery, SnapshotKeeper, is_damage
 from actors.replica import AppliedWaiters, Replica
-from contract.errors import FingerprintMismatch, InvalidRequest, ShardUnavailable
+from actors.snapshot_objects import SnapshotObjects, snapshots_prefix
+from contract.errors import FingerprintMismatch, InvalidRequest, ShardUnavailable, Unavailable
 from contract.events import CollectionSpec
 from contract.settings import Settings
 from contract.telemetry import LogField
@@ -32,6 +36,7 @@ _POLL_S = 0.05
 _DRAIN_PAUSE_S = 0.02
 _SEARCH_THREADS = 4
 _STOP_S = 10.0
+_LAST_SNAPSHOT_S = 8.0
 
 Answer = TypeVar("Answer")
 
@@ -41,10 +46,15 @@ def shard_folder(settings: Settings, collection: str, incarnation: str, shard: i
     return settings.home_path / "shards" / collection / incarnation / f"{shard}-{replica}"
 
 
+def snapshot_folder(settings: Settings, collection: str, incarnation: str, shard: int, replica: int) -> Path:
+    """Where a shard replica keeps its snapshots: beside the stores, so that a lost store leaves them."""
+    return settings.home_path / "snapshots" / collection / incarnation / f"{shard}-{replica}"
+
+
 # A small claim: on a shared machine a shard mostly waits. One that died is started anew by the supervisor.
 @ray.remote(num_cpus=0.25, max_restarts=0, max_task_retries=0)
 class Shard:
-    """Tails the log in one thread, drains in another, and answers in a pool of threads.
+    """Tails the log in one thread, drains and takes snapshots in two more, and answers in a pool of threads.
 
     Methods are those of `handles.ShardClient`. All but `status`, `wait_applied` and `close` raise
     ShardUnavailable (retryable) until the store is open, and while it is built from a log that is
@@ -64,6 +74,8 @@ class Shard:
         self._waiters = AppliedWaiters(self._applied_offset)
         self._engine: ShardEngine | None = None
         self._replica: Replica | None = None
+        self._recovery: Recovery | None = None
+        self._keeper: SnapshotKeeper | None = None
         self._error: str | None = None
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -81,43 +93,99 @@ class Shard:
         try:
             body()
         except Exception as error:  # noqa: BLE001 - told by `status`, and the supervisor starts the shard anew
-            self._error = f"{type(error).__name__}: {error}"
-            _log.exception("shard failed", **{LogField.SHARD: self._shard, LogField.REPLICA: self._replica_number})
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Be `failed` from now on; a damaged store is not opened again."""
+        self._error = f"{type(error).__name__}: {error}"
+        _log.error(
+            "shard failed", exc_info=error, **{LogField.SHARD: self._shard, LogField.REPLICA: self._replica_number}
+        )
+        if self._recovery is not None and is_damage(error):
+            self._recovery.condemn(self._error)
 
     def _tail(self) -> None:
         spec, settings = self._spec, self._settings
-        engine = ShardEngine(
-            shard_folder(settings, spec.name, spec.incarnation, self._shard, self._replica_number),
-            EngineParameters(
-                fingerprint=spec.fingerprint,
-                dimension=spec.dimension,
-                m=spec.m,
-                ef_construction=spec.ef_construction,
-                ef_search=spec.ef_search,
-                growing_max=settings.growing_max,
-                store_cache_bytes=settings.store_cache_bytes,
-                store_write_buffer_bytes=settings.store_write_buffer_bytes,
-            ),
+        parameters = EngineParameters(
+            fingerprint=spec.fingerprint,
+            dimension=spec.dimension,
+            m=spec.m,
+            ef_construction=spec.ef_construction,
+            ef_search=spec.ef_search,
+            growing_max=settings.growing_max,
+            store_cache_bytes=settings.store_cache_bytes,
+            store_write_buffer_bytes=settings.store_write_buffer_bytes,
         )
-        replica = Replica(
-            engine,
-            lambda: KafkaLogReader(settings, spec.name, self._partitions),
+        place = (spec.name, spec.incarnation, self._shard, self._replica_number)
+        snapshots = self._snapshots()
+        store = shard_folder(settings, *place)
+        recovery = self._recovery = Recovery(store, parameters, snapshots, time.time, self._stopping.wait)
+        self._engine = recovery.open(self._log_state)
+        replica = self._replica = Replica(
+            self._engine,
+            self._reader,
             self._partitions,
             time.time,
             self._wake_waiters,
+            self._heal,
         )
-        self._replica, self._engine = replica, engine
         self._run("drain", self._drain)
+        if settings.snapshot_interval_s > 0:
+            self._keeper = SnapshotKeeper(snapshots, time.time)
+            self._run("snapshots", self._snapshot)
         while not self._stopping.is_set():
             if not replica.step(_POLL_S) and not replica.attached:
                 self._stopping.wait(_POLL_S)
         replica.close()
 
+    def _reader(self) -> KafkaLogReader:
+        return KafkaLogReader(self._settings, self._spec.name, self._partitions)
+
+    def _log_state(self) -> LogState | None:
+        try:
+            with contextlib.closing(self._reader()) as reader:
+                return LogState(reader.identity(), reader.first_offsets(), reader.end_offsets())
+        except Unavailable:
+            return None
+
+    def _snapshots(self) -> Snapshots:
+        settings, spec = self._settings, self._spec
+        folder = snapshot_folder(settings, spec.name, spec.incarnation, self._shard, self._replica_number)
+        prefix = f"{snapshots_prefix(spec.name, spec.incarnation)}{self._shard}/"
+        remote = SnapshotObjects(settings, prefix) if settings.snapshot_remote else None
+        return Snapshots(folder, settings.snapshot_keep, remote)
+
+    def _heal(self, log: LogState) -> ShardEngine | None:
+        assert self._recovery is not None  # noqa: S101
+        healed = self._recovery.heal(self._opened(), log)
+        if healed is not None:
+            self._engine = healed
+        return healed
+
     def _drain(self) -> None:
-        engine = self._opened()
         while not self._stopping.is_set():
-            if not engine.drain():
+            engine = self._opened()
+            try:
+                drained = engine.drain()
+            except DbClosedError:
+                # Replaced by a snapshot meanwhile, or about to be.
+                drained = False
+            if not drained:
                 self._stopping.wait(_DRAIN_PAUSE_S)
+
+    def _snapshot(self) -> None:
+        spec, interval_s = self._spec, self._settings.snapshot_interval_s
+        # Shards of one machine start together, and would all write at the same moments.
+        turn = self._shard * spec.replicas + self._replica_number + 1
+        wait_s = interval_s * turn / (spec.shards * spec.replicas)
+        while not self._stopping.wait(wait_s):
+            self._take_snapshot()
+            wait_s = interval_s
+
+    def _take_snapshot(self) -> None:
+        # One that lags behind would push better snapshots of other replicas out.
+        if self._keeper is not None and self._replica is not None and self._replica.state == "ready":
+            self._keeper.step(self._opened())
 
     def _wake_waiters(self) -> None:
         if self._loop is not None:
@@ -143,6 +211,11 @@ class Shard:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except DbClosedError as error:
             raise ShardUnavailable(f"shard {self._shard} is replacing or closing its store") from error
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            self._fail(error)
+            raise ShardUnavailable(f"the store of shard {self._shard} is damaged") from error
 
     async def search(self, request: ShardSearch) -> ShardSearchResult:
         """One batch of queries. Raises FingerprintMismatch, InvalidRequest, ShardUnavailable (retryable)."""
@@ -190,6 +263,7 @@ class Shard:
 
     def _status(self) -> ShardStatus:
         engine, replica = self._engine, self._replica
+        snapshot = self._keeper.newest if self._keeper is not None else None
         state = "failed" if self._error is not None else "recovering" if replica is None else replica.state
         return ShardStatus(
             collection=self._spec.name,
@@ -207,12 +281,18 @@ class Shard:
             freshness=self._freshness(),
             consumer_lag=replica.consumer_lag() if replica is not None else 0,
             store_bytes=engine.store_bytes() if engine is not None else 0,
+            snapshot_at_ms=snapshot.created_at_ms if snapshot is not None else None,
+            snapshot_bytes=snapshot.bytes if snapshot is not None else None,
         )
 
     async def close(self) -> None:
-        """End the threads and close the store; the actor is killed after this."""
+        """End the threads, take a last snapshot and close the store; the actor is killed after this."""
         self._stopping.set()
         for thread in self._threads:
             await asyncio.to_thread(thread.join, _STOP_S)
+        try:
+            await asyncio.wait_for(asyncio.to_thread(self._take_snapshot), _LAST_SNAPSHOT_S)
+        except TimeoutError:
+            _log.warning("the last snapshot takes too long and is given up")
         if self._engine is not None:
             await self._in_pool(self._engine.close)

@@ -7,7 +7,6 @@ supervisor that starts again adopts those that live.
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 import threading
@@ -24,6 +23,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from actors.cluster import connect
 from actors.embedder import Embedder
+from actors.ended import EndedCollections
 from actors.log.collections import create_collection
 from actors.log.connection import bootstrap_servers
 from actors.log.registry import CollectionRegistry
@@ -68,6 +68,7 @@ class Supervisor:
         self._pings: dict[str, Any] = {}
         self._asked_at: dict[str, float] = {}
         self._descriptions: dict[str, EncoderDescription] = {}
+        self._ended = EndedCollections(settings)
 
     def adopt(self) -> None:
         """Take over the actors that an earlier supervisor left; those nobody wants end at the next tick."""
@@ -96,7 +97,8 @@ class Supervisor:
         self._listen()
         for plan in to_start(self._plans, self._records, time.monotonic()):
             self._start(plan)
-        self._remove_stores()
+        self._ended.note((spec.name, spec.incarnation) for spec in [*self._specs.values(), *self._registry.dropped()])
+        self._ended.step(self._is_over)
 
     # Actors
 
@@ -205,6 +207,10 @@ class Supervisor:
             ray.kill(handle, no_restart=True)
         self._handles.clear()
 
+    def close(self) -> None:
+        """End what runs beside the ticks; the actors live on."""
+        self._ended.close()
+
     # Collections
 
     def _default_never_was(self) -> bool:
@@ -230,6 +236,8 @@ class Supervisor:
                 m=settings.hnsw_m,
                 ef_construction=settings.hnsw_ef_construction,
                 ef_search=settings.hnsw_ef_search,
+                quantization=settings.quantization,
+                vector_type=settings.vector_type,
             )
             spec = create_collection(settings, self._registry, wanted)
             self._specs[spec.name] = spec
@@ -242,21 +250,17 @@ class Supervisor:
                 self._registry.put(complete)
                 self._specs[spec.name] = complete
 
-    def _remove_stores(self) -> None:
-        """Remove the stores of collections that were dropped, or made anew under the same name."""
-        for folder in (self._settings.home_path / "shards").glob("*/*"):
-            collection, incarnation = folder.parent.name, folder.name
-            live = self._specs.get(collection)
-            if live is None:
-                try:
-                    live = self._registry.latest(collection)
-                except BrokerUnavailable:
-                    continue  # whether it is gone is not known now
-            if live is None or (live.incarnation == incarnation and not live.dropped):
-                continue
-            if not any(name.startswith(f"{SHARD_PREFIX}{collection}/{incarnation}/") for name in self._handles):
-                shutil.rmtree(folder)
-                _log.info("stores of an ended collection removed", **{LogField.COLLECTION: collection})
+    def _is_over(self, collection: str, incarnation: str) -> bool:
+        """Whether it was dropped, or made anew under the same name, and none of its shards is left."""
+        live = self._specs.get(collection)
+        if live is None:
+            try:
+                live = self._registry.latest(collection)
+            except BrokerUnavailable:
+                return False  # whether it is gone is not known now
+        if live is None or (live.incarnation == incarnation and not live.dropped):
+            return False
+        return not any(name.startswith(f"{SHARD_PREFIX}{collection}/{incarnation}/") for name in self._handles)
 
 
 def join(settings: Settings, stopping: threading.Event) -> bool:
@@ -295,6 +299,7 @@ def main() -> int:
         while not stopping.is_set():
             supervisor.tick()
             stopping.wait(_TICK_S)
+        supervisor.close()
         registry.close()
         if settings.ray_address is None:
             supervisor.stop_all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -33,6 +35,7 @@ class Metrics:
         self._staleness = self._gauge(telemetry.STALENESS_SECONDS)
         self._lag = self._gauge(telemetry.CONSUMER_LAG)
         self._applied = self._gauge(telemetry.APPLIED_OFFSET)
+        self._snapshot_age = self._gauge(telemetry.SNAPSHOT_AGE_SECONDS)
 
     def _counter(self, metric: Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
@@ -42,7 +45,8 @@ class Metrics:
 
     def clear_shards(self) -> None:
         """Forget what was said of shards, so that a dropped collection leaves the page."""
-        for gauge in (self._shards, self._answering, self._points, self._staleness, self._lag, self._applied):
+        per_shard = (self._points, self._staleness, self._lag, self._applied, self._snapshot_age)
+        for gauge in (self._shards, self._answering, *per_shard):
             gauge.clear()
 
     def observe_shards(self, collection: str, shards_total: int, answering: dict[int, ShardStatus]) -> None:
@@ -53,6 +57,9 @@ class Metrics:
             self._points.labels(collection, str(shard)).set(status.points)
             self._staleness.labels(collection, str(shard)).set(status.freshness.staleness_s)
             self._lag.labels(collection, str(shard)).set(status.consumer_lag)
+            if status.snapshot_at_ms is not None:
+                age_s = max(0.0, time.time() - status.snapshot_at_ms / 1000)
+                self._snapshot_age.labels(collection, str(shard)).set(age_s)
             for partition, offset in status.freshness.applied_offsets.items():
                 self._applied.labels(collection, str(partition)).set(offset)
 

@@ -241,6 +241,8 @@ class ShardBody(BaseModel):
     consumer_lag: int | None = Field(description="Events in `image-events` that are not applied.")
     staleness_s: float | None
     store_bytes: int
+    snapshot_at_ms: int | None = Field(description="When the newest local snapshot was taken, in Unix milliseconds.")
+    snapshot_bytes: int | None
 
 
 class EmbedderBody(BaseModel):

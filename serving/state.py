@@ -181,7 +181,7 @@ def _shard_fields(shard: int, replica: int, report: ShardReport) -> dict[str, ob
     if isinstance(report, str):
         nothing: dict[str, object] = {"points": 0, "deleted": 0, "growing": 0, "store_bytes": 0}
         offsets: dict[str, object] = {"applied_offsets": {}, "log_offsets": {}, "high_watermarks": {}}
-        unknown: dict[str, object] = {"pid": None, "consumer_lag": None, "staleness_s": None}
+        unknown = dict.fromkeys(("pid", "consumer_lag", "staleness_s", "snapshot_at_ms", "snapshot_bytes"))
         return {
             "shard": shard,
             "replica": replica,
@@ -206,6 +206,8 @@ def _shard_fields(shard: int, replica: int, report: ShardReport) -> dict[str, ob
         "consumer_lag": report.consumer_lag,
         "staleness_s": report.freshness.staleness_s,
         "store_bytes": report.store_bytes,
+        "snapshot_at_ms": report.snapshot_at_ms,
+        "snapshot_bytes": report.snapshot_bytes,
     }
 
 

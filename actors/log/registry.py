@@ -24,7 +24,7 @@ _WRITE_TIMEOUT_S = 15.0
 class CollectionRegistry:
     """A view of the collections topic, and the way to write to it. Thread-safe.
 
-    Connects at its first use. Every method raises BrokerUnavailable (retryable).
+    Connects at its first use. Every method but `dropped` raises BrokerUnavailable (retryable).
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -56,6 +56,11 @@ class CollectionRegistry:
         with self._lock:
             self._read()
             return self._specs.get(name)
+
+    def dropped(self) -> list[CollectionSpec]:
+        """Collections that were dropped and not made anew, as of the last reading."""
+        with self._lock:
+            return [spec for spec in self._specs.values() if spec.dropped]
 
     def put(self, spec: CollectionSpec) -> None:
         """Write a record and return once it is durable; the last one per name counts."""

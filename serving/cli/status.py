@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from rich.table import Table
@@ -26,6 +27,11 @@ def print_status(client: RiverlensClient, collection: str | None, *, as_json: bo
         _print_collection(one)
 
 
+def _age(at_ms: int | None) -> str:
+    """How long ago that was, in minutes; empty for never."""
+    return "" if at_ms is None else f"{max(0, round((time.time() - at_ms / 1000) / 60))} min"
+
+
 def _print_collection(one: dict[str, Any]) -> None:
     console.print(
         f"\n[bold]{one['name']}[/]  {one['points']} points · model {one['model']} · fingerprint {one['fingerprint']} · "
@@ -33,6 +39,7 @@ def _print_collection(one: dict[str, Any]) -> None:
         highlight=False,
     )
     shards = Table("shard", "replica", "state", "pid", "points", "growing", "lag", "staleness", show_edge=False)
+    shards.add_column("snapshot", no_wrap=True)
     # By partition: the applied offset and, behind the stroke, the high watermark.
     shards.add_column("applied/high", no_wrap=True)
     for shard in one["shards"]:
@@ -46,6 +53,7 @@ def _print_collection(one: dict[str, Any]) -> None:
         shards.add_row(
             *("" if cell is None else str(cell) for cell in (*cells, shard.get("consumer_lag"))),
             "" if staleness is None else f"{staleness:.1f} s",
+            _age(shard.get("snapshot_at_ms")),
             offsets,
         )
     console.print(shards)
