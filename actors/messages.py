@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from contract.filters import Filter
+
 FloatMatrix = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 
@@ -55,11 +57,12 @@ class EmbedderStatus(Struct, frozen=True):
 
 
 class ShardQuery(Struct, frozen=True):
-    """What one query of a batch wants: the `k` best points, by graph or by exact scan."""
+    """What one query of a batch wants: the `k` best points that the filter lets through, by graph or by exact scan."""
 
     k: int
     exact: bool = False
     ef_search: int | None = None
+    filter: Filter | None = None
 
 
 class ShardSearch(Struct, frozen=True):
@@ -125,7 +128,10 @@ class ShardStatus(Struct, frozen=True, kw_only=True):
     """State and position of one shard replica.
 
     `state` is `recovering` until the log end seen at the start is reached, then `ready`;
-    `failed` carries its reason in `error`. `consumer_lag` is in messages of image-events.
+    `failed` carries its reason in `error`. `consumer_lag` is in messages of image-events. `dead`
+    are deleted or replaced points that wait in the graph for its rebuild; `quantization` is that of
+    the graph in memory, None without one. `recall_at_10` is the mean over recent sampled searches,
+    None before the first.
     `snapshot_at_ms` (Unix milliseconds) and `snapshot_bytes` are of the newest local snapshot.
     """
 
@@ -146,6 +152,10 @@ class ShardStatus(Struct, frozen=True, kw_only=True):
     store_bytes: int
     snapshot_at_ms: int | None = None
     snapshot_bytes: int | None = None
+    dead: int = 0
+    quantization: str | None = None
+    recall_at_10: float | None = None
+    recall_samples: int = 0
 
 
 def embedder_name(model: str, role: EmbedderRole, index: int) -> str:

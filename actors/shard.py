@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import structlog
 from rocksdict import DbClosedError
 
 from actors.index.engine import EngineParameters, ShardEngine
+from actors.index.graph import give_way
 from actors.index.snapshots import Snapshots
 from actors.log.reader import KafkaLogReader
 from actors.logs import configure
@@ -37,6 +39,12 @@ _DRAIN_PAUSE_S = 0.02
 _SEARCH_THREADS = 4
 _STOP_S = 10.0
 _LAST_SNAPSHOT_S = 8.0
+_RECALL_PAUSE_S = 0.5
+# Share of one processor that measuring recall may take.
+_RECALL_LOAD = 0.02
+# Threads that wait for Python's lock ask for it after this long: a search is then held up by less
+# than its own length when records are being applied.
+_SWITCH_S = 0.0005
 
 Answer = TypeVar("Answer")
 
@@ -63,6 +71,7 @@ class Shard:
 
     def __init__(self, settings: Settings, spec: CollectionSpec, shard: int, replica: int) -> None:
         configure(settings, f"shard-{shard}-{replica}")
+        sys.setswitchinterval(_SWITCH_S)
         structlog.contextvars.bind_contextvars(**{LogField.COLLECTION: spec.name})
         self._settings = settings
         self._spec = spec
@@ -112,7 +121,12 @@ class Shard:
             m=spec.m,
             ef_construction=spec.ef_construction,
             ef_search=spec.ef_search,
+            quantization=spec.quantization,
+            vector_type=spec.vector_type,
+            filter_fields=spec.filter_fields,
             growing_max=settings.growing_max,
+            build_threads=settings.build_threads,
+            recall_share=settings.recall_sample_share,
             store_cache_bytes=settings.store_cache_bytes,
             store_write_buffer_bytes=settings.store_write_buffer_bytes,
         )
@@ -130,6 +144,8 @@ class Shard:
             self._heal,
         )
         self._run("drain", self._drain)
+        if settings.recall_sample_share > 0:
+            self._run("recall", self._measure_recall)
         if settings.snapshot_interval_s > 0:
             self._keeper = SnapshotKeeper(snapshots, time.time)
             self._run("snapshots", self._snapshot)
@@ -163,6 +179,7 @@ class Shard:
         return healed
 
     def _drain(self) -> None:
+        give_way()
         while not self._stopping.is_set():
             engine = self._opened()
             try:
@@ -172,6 +189,17 @@ class Shard:
                 drained = False
             if not drained:
                 self._stopping.wait(_DRAIN_PAUSE_S)
+
+    def _measure_recall(self) -> None:
+        give_way()
+        pause_s = _RECALL_PAUSE_S
+        while not self._stopping.wait(pause_s):
+            started = time.monotonic()
+            try:
+                self._opened().measure_recall()
+            except DbClosedError:
+                continue  # replaced by a snapshot meanwhile, or about to be
+            pause_s = max(_RECALL_PAUSE_S, (time.monotonic() - started) / _RECALL_LOAD)
 
     def _snapshot(self) -> None:
         spec, interval_s = self._spec, self._settings.snapshot_interval_s
@@ -264,6 +292,7 @@ class Shard:
     def _status(self) -> ShardStatus:
         engine, replica = self._engine, self._replica
         snapshot = self._keeper.newest if self._keeper is not None else None
+        recall, recall_samples = engine.recall_at_10() if engine is not None else (None, 0)
         state = "failed" if self._error is not None else "recovering" if replica is None else replica.state
         return ShardStatus(
             collection=self._spec.name,
@@ -283,6 +312,10 @@ class Shard:
             store_bytes=engine.store_bytes() if engine is not None else 0,
             snapshot_at_ms=snapshot.created_at_ms if snapshot is not None else None,
             snapshot_bytes=snapshot.bytes if snapshot is not None else None,
+            dead=engine.dead if engine is not None else 0,
+            quantization=engine.quantization if engine is not None else None,
+            recall_at_10=recall,
+            recall_samples=recall_samples,
         )
 
     async def close(self) -> None:

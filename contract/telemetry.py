@@ -47,6 +47,22 @@ SNAPSHOT_AGE_SECONDS = Metric(
     "riverlens_snapshot_age_seconds", "gauge", "Age of the newest snapshot of a shard.", ("collection", "shard")
 )
 
+RECALL = Metric(
+    "riverlens_shard_recall_at_10",
+    "gauge",
+    "Recall@10 of recent sampled searches of a shard against exact ones.",
+    ("collection", "shard"),
+)
+RECALL_SAMPLES = Metric(
+    "riverlens_shard_recall_samples", "gauge", "Searches whose recall a shard has measured.", ("collection", "shard")
+)
+DEAD_POINTS = Metric(
+    "riverlens_dead_points",
+    "gauge",
+    "Deleted or replaced points that wait in a shard's graph for its rebuild.",
+    ("collection", "shard"),
+)
+
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
 

@@ -36,6 +36,9 @@ class Metrics:
         self._lag = self._gauge(telemetry.CONSUMER_LAG)
         self._applied = self._gauge(telemetry.APPLIED_OFFSET)
         self._snapshot_age = self._gauge(telemetry.SNAPSHOT_AGE_SECONDS)
+        self._recall = self._gauge(telemetry.RECALL)
+        self._recall_samples = self._gauge(telemetry.RECALL_SAMPLES)
+        self._dead = self._gauge(telemetry.DEAD_POINTS)
 
     def _counter(self, metric: Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
@@ -46,7 +49,8 @@ class Metrics:
     def clear_shards(self) -> None:
         """Forget what was said of shards, so that a dropped collection leaves the page."""
         per_shard = (self._points, self._staleness, self._lag, self._applied, self._snapshot_age)
-        for gauge in (self._shards, self._answering, *per_shard):
+        of_index = (self._recall, self._recall_samples, self._dead)
+        for gauge in (self._shards, self._answering, *per_shard, *of_index):
             gauge.clear()
 
     def observe_shards(self, collection: str, shards_total: int, answering: dict[int, ShardStatus]) -> None:
@@ -57,6 +61,10 @@ class Metrics:
             self._points.labels(collection, str(shard)).set(status.points)
             self._staleness.labels(collection, str(shard)).set(status.freshness.staleness_s)
             self._lag.labels(collection, str(shard)).set(status.consumer_lag)
+            self._dead.labels(collection, str(shard)).set(status.dead)
+            self._recall_samples.labels(collection, str(shard)).set(status.recall_samples)
+            if status.recall_at_10 is not None:
+                self._recall.labels(collection, str(shard)).set(status.recall_at_10)
             if status.snapshot_at_ms is not None:
                 age_s = max(0.0, time.time() - status.snapshot_at_ms / 1000)
                 self._snapshot_age.labels(collection, str(shard)).set(age_s)

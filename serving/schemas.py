@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from contract.events import Quantization, VectorType
+
 ImageId = Annotated[
     str,
     Field(
@@ -201,9 +203,18 @@ class CollectionRequest(Body):
     replicas: int | None = Field(None, ge=1, le=16, examples=[1])
     partitions: int | None = Field(None, ge=1, le=1024, description="Fixed for the life of the collection.")
     model: str | None = Field(None, min_length=1, max_length=500, examples=["offline"])
-    m: int = Field(16, ge=4, le=128, description="Links per point of the HNSW graph.")
-    ef_construction: int = Field(100, ge=8, le=2000)
-    ef_search: int = Field(64, ge=1, le=2000)
+    m: int | None = Field(None, ge=4, le=128, description="Links per point of the HNSW graph.", examples=[16])
+    ef_construction: int | None = Field(None, ge=8, le=2000, examples=[100])
+    ef_search: int | None = Field(None, ge=1, le=2000, examples=[64])
+    quantization: Quantization | None = Field(
+        None, description="How vectors stand in memory; hits are re-scored from the stored vectors."
+    )
+    vector_type: VectorType | None = Field(
+        None, description="How vectors are stored. Fixed for the life of the collection."
+    )
+    filter_fields: tuple[str, ...] | None = Field(
+        None, max_length=256, description="Payload fields that filters may name; all if left out.", examples=[None]
+    )
 
 
 class CollectionAnswer(BaseModel):
@@ -220,6 +231,9 @@ class CollectionAnswer(BaseModel):
     m: int
     ef_construction: int
     ef_search: int
+    quantization: Quantization
+    vector_type: VectorType
+    filter_fields: tuple[str, ...] | None
     incarnation: str = Field(description="Differs between two collections that bore this name one after the other.")
     created_at_ms: int
 
@@ -243,6 +257,10 @@ class ShardBody(BaseModel):
     store_bytes: int
     snapshot_at_ms: int | None = Field(description="When the newest local snapshot was taken, in Unix milliseconds.")
     snapshot_bytes: int | None
+    dead: int = Field(description="Deleted or replaced points that wait in the graph for its rebuild.")
+    quantization: str | None = Field(description="Of the graph in memory; null while there is none.")
+    recall_at_10: float | None = Field(description="Mean over recent sampled searches; null before the first.")
+    recall_samples: int
 
 
 class EmbedderBody(BaseModel):

@@ -137,6 +137,9 @@ def collection_answer(collection: ServedCollection) -> CollectionAnswer:
         m=spec.m,
         ef_construction=spec.ef_construction,
         ef_search=spec.ef_search,
+        quantization=spec.quantization,
+        vector_type=spec.vector_type,
+        filter_fields=spec.filter_fields,
         incarnation=spec.incarnation,
         created_at_ms=spec.created_at_ms,
     )
@@ -179,9 +182,18 @@ def _embedder_body(model: str, role: EmbedderRole, index: int, status: EmbedderS
 
 def _shard_fields(shard: int, replica: int, report: ShardReport) -> dict[str, object]:
     if isinstance(report, str):
-        nothing: dict[str, object] = {"points": 0, "deleted": 0, "growing": 0, "store_bytes": 0}
+        nothing: dict[str, object] = {
+            "points": 0,
+            "deleted": 0,
+            "growing": 0,
+            "dead": 0,
+            "store_bytes": 0,
+            "recall_samples": 0,
+        }
         offsets: dict[str, object] = {"applied_offsets": {}, "log_offsets": {}, "high_watermarks": {}}
-        unknown = dict.fromkeys(("pid", "consumer_lag", "staleness_s", "snapshot_at_ms", "snapshot_bytes"))
+        unknown = dict.fromkeys(
+            ("pid", "consumer_lag", "staleness_s", "snapshot_at_ms", "snapshot_bytes", "quantization", "recall_at_10")
+        )
         return {
             "shard": shard,
             "replica": replica,
@@ -208,6 +220,10 @@ def _shard_fields(shard: int, replica: int, report: ShardReport) -> dict[str, ob
         "store_bytes": report.store_bytes,
         "snapshot_at_ms": report.snapshot_at_ms,
         "snapshot_bytes": report.snapshot_bytes,
+        "dead": report.dead,
+        "quantization": report.quantization,
+        "recall_at_10": report.recall_at_10,
+        "recall_samples": report.recall_samples,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +21,7 @@ Labels = npt.NDArray[np.int64]
 # One bit per label, lowest first, as FAISS reads it.
 Bitmap = npt.NDArray[np.uint8]
 
+_LESS_URGENT = 10
 _threads = threading.local()
 # Its type stubs lack much of what SWIG generates.
 _faiss: Any = faiss
@@ -33,6 +36,16 @@ def use_threads(count: int) -> None:
     if getattr(_threads, "count", 0) != count:
         faiss.omp_set_num_threads(count)
         _threads.count = count
+
+
+def give_way() -> None:
+    """Let this thread run only where searches leave a processor free. Where the system cannot do that, nothing.
+
+    Linux keeps the priority per thread; elsewhere it is that of the whole process.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _LESS_URGENT))
 
 
 class SealedGraph:

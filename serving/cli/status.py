@@ -40,6 +40,7 @@ def _print_collection(one: dict[str, Any]) -> None:
     )
     shards = Table("shard", "replica", "state", "pid", "points", "growing", "lag", "staleness", show_edge=False)
     shards.add_column("snapshot", no_wrap=True)
+    shards.add_column("recall@10", no_wrap=True)
     # By partition: the applied offset and, behind the stroke, the high watermark.
     shards.add_column("applied/high", no_wrap=True)
     for shard in one["shards"]:
@@ -54,6 +55,7 @@ def _print_collection(one: dict[str, Any]) -> None:
             *("" if cell is None else str(cell) for cell in (*cells, shard.get("consumer_lag"))),
             "" if staleness is None else f"{staleness:.1f} s",
             _age(shard.get("snapshot_at_ms")),
+            "" if shard.get("recall_at_10") is None else f"{shard['recall_at_10']:.3f}",
             offsets,
         )
     console.print(shards)
