@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -59,10 +59,30 @@ _BOUNDS = ("gt", "gte", "lt", "lte")
 
 
 class Match(Struct, frozen=True, tag="match"):
-    """A value at `key` equals one of `values`."""
+    """A value at `key` equals one of `values` or of `booleans`.
+
+    They stand apart because Python takes True for 1, and filters that mean different things must
+    differ: a batch of searches evaluates equal ones once.
+    """
 
     key: str
-    values: tuple[Scalar, ...]
+    values: tuple[str | int | float, ...] = ()
+    booleans: tuple[bool, ...] = ()
+
+    @staticmethod
+    def of(key: str, values: Sequence[Scalar]) -> Match:
+        """The condition that a value at `key` equals one of these."""
+        return Match(
+            key,
+            tuple(value for value in values if not isinstance(value, bool)),
+            tuple(value for value in values if isinstance(value, bool)),
+        )
+
+    def holds(self, value: object) -> bool:
+        """Whether a value of a payload equals one of these."""
+        if isinstance(value, bool):
+            return value in self.booleans
+        return isinstance(value, str | int | float) and value in self.values
 
 
 class Range(Struct, frozen=True, tag="range"):
@@ -126,20 +146,13 @@ def matches(condition: Condition, payload: Mapping[str, Any]) -> bool:
                 and not any(matches(one, payload) for one in condition.must_not)
             )
         case Match():
-            return any(
-                isinstance(value, Scalar) and any(_equal(value, wanted) for wanted in condition.values)
-                for value in values_at(payload, condition.key)
-            )
+            return any(condition.holds(value) for value in values_at(payload, condition.key))
         case Range():
             numbers = (number_of(value) for value in values_at(payload, condition.key))
             return any(number is not None and condition.holds(number) for number in numbers)
         case GeoRadius():
             places = (place_of(value) for value in values_at(payload, condition.key))
             return any(place is not None and condition.holds(place) for place in places)
-
-
-def _equal(one: Scalar, other: Scalar) -> bool:
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 def values_at(payload: Mapping[str, Any], key: str) -> Iterator[object]:
@@ -223,6 +236,18 @@ def decode_filter(data: object) -> Filter:
     return _Decoder().filter(data, "filter", 1)
 
 
+def check_fields(condition: Condition, fields: Collection[str] | None) -> None:
+    """Raise InvalidRequest, naming what is indexed, if a key is not among these fields; None is every field."""
+    if fields is None:
+        return
+    if isinstance(condition, Filter):
+        for one in (*condition.must, *condition.should, *condition.must_not):
+            check_fields(one, fields)
+    elif condition.key not in fields:
+        indexed = ", ".join(sorted(fields)) or "none"
+        raise InvalidRequest(f"filter: the field {condition.key!r} is not indexed; indexed fields: {indexed}")
+
+
 class _Decoder:
     """Decodes one filter; `where` is the way to the part at hand, for messages."""
 
@@ -260,11 +285,11 @@ def _match(key: str, data: object, where: str) -> Match:
     if len(fields) != 1:
         raise InvalidRequest(f"{where}: needs either `value` or `any`")
     if "value" in fields:
-        return Match(key, (_scalar(fields["value"], f"{where}.value"),))
+        return Match.of(key, [_scalar(fields["value"], f"{where}.value")])
     values = _array(fields["any"], f"{where}.any", "values")
     if len(values) > MAX_VALUES:
         raise InvalidRequest(f"{where}.any: holds {len(values)} values; at most {MAX_VALUES}")
-    return Match(key, tuple(_scalar(value, f"{where}.any[{i}]") for i, value in enumerate(values)))
+    return Match.of(key, [_scalar(value, f"{where}.any[{i}]") for i, value in enumerate(values)])
 
 
 def _range(key: str, data: object, where: str) -> Range:

@@ -129,8 +129,12 @@ class RiverlensClient:
         image_id: str | None = None,
         crop: Sequence[float] | None = None,
         limit: int = 10,
+        payload_filter: Mapping[str, Any] | None = None,
     ) -> JsonObject:
-        """Search by words, a picture file, an image id, or a mix. `crop` is x, y, width, height in 0…1."""
+        """Search by words, a picture file, an image id, or a mix. `crop` is x, y, width, height in 0…1.
+
+        `payload_filter` is as `filter` in docs/api.md.
+        """
         fields: dict[str, Any] = {"limit": limit}
         if text is not None:
             fields["text"] = text
@@ -138,10 +142,13 @@ class RiverlensClient:
             fields["image_id"] = image_id
         if crop is not None:
             fields["crop"] = dict(zip(("x", "y", "width", "height"), crop, strict=True))
+        if payload_filter is not None:
+            fields["filter"] = payload_filter
         path = f"/v1/collections/{quote(collection)}/search"
         if image is None:
             return dict(self.call("POST", path, json=fields).json())
-        form = {key: json.dumps(value) if key == "crop" else str(value) for key, value in fields.items()}
+        in_json = ("crop", "filter")
+        form = {key: json.dumps(value) if key in in_json else str(value) for key, value in fields.items()}
         return dict(self.call("POST", path, files={"image": (image.name, image.read_bytes())}, data=form).json())
 
 

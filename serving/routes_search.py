@@ -40,6 +40,7 @@ _SEARCH_BODY: dict[str, Any] = {
                         "exact": {"type": "boolean"},
                         "min_receipt": {"type": "string", "description": "JSON: {partition, offset}"},
                         "with_payload": {"type": "boolean"},
+                        "filter": {"type": "string", "description": "JSON: {must, should, must_not}"},
                     },
                 }
             },
@@ -91,6 +92,7 @@ async def get_search(
     score_threshold: float | None = None,
     exact: bool = False,
     with_payload: bool = True,
+    filter_json: Annotated[str | None, Query(alias="filter", description="JSON: {must, should, must_not}")] = None,
 ) -> Response:
     """The same search as with POST."""
     fields = {
@@ -101,6 +103,7 @@ async def get_search(
         "score_threshold": score_threshold,
         "exact": exact,
         "with_payload": with_payload,
+        "filter": json_field(filter_json) if filter_json else None,
     }
     return await _answer(collection, validate(SearchRequest, fields), None, request, parts)
 

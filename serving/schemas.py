@@ -128,7 +128,11 @@ class SearchRequest(Body):
     exact: bool = Field(False, description="Scan every point instead of walking the graph.")
     min_receipt: ReceiptBody | None = Field(None, description="Wait, bounded, until this event is searchable.")
     with_payload: bool = Field(True, description="Whether hits carry their payload.")
-    filter: dict[str, Any] | None = Field(None, description="Not available yet.")
+    filter: dict[str, Any] | None = Field(
+        None,
+        description="Only images whose payload satisfies it; docs/api.md has the grammar.",
+        examples=[{"must": [{"key": "tags", "match": {"any": ["bird", "tree"]}}]}],
+    )
     rerank: bool | dict[str, Any] | None = Field(None, description="Not available yet.")
 
 

@@ -11,6 +11,7 @@ from msgspec import Raw, Struct
 
 from actors.messages import ShardQuery
 from contract.errors import InvalidRequest, NotSearchableInTime
+from contract.filters import Filter, check_fields, decode_filter
 from contract.settings import Settings
 from serving.catalog import ServedCollection
 from serving.merge import merge
@@ -19,7 +20,7 @@ from serving.query import QueryEncoder
 from serving.schemas import ReceiptBody, SearchRequest
 
 # What a request may name that is not built: refused, never silently ignored.
-_NOT_YET = ("filter", "rerank")
+_NOT_YET = ("rerank",)
 
 
 class HitOut(Struct):
@@ -103,7 +104,8 @@ class Searcher:
         """Hits, coverage, freshness and timings of one search.
 
         Raises:
-            InvalidRequest: limits exceeded, no query, or a feature that is not available yet.
+            InvalidRequest: limits exceeded, no query, a filter that cannot be or names a field that is not
+                indexed, or a feature that is not available yet.
             NotFound: an image id in the query that is not searchable.
             NotSearchableInTime: `min_receipt` was not reached in time; retryable.
             ShardUnavailable: no shard answered; retryable. A part of them missing is no error.
@@ -112,12 +114,14 @@ class Searcher:
         started = self._clock()
         self._check(request)
         collection.check_complete()
+        # Here and not in the shards, where the queries of others share its call.
+        wanted = _filter_of(collection, request)
         if request.min_receipt is not None:
             await self._await_receipt(collection, request.min_receipt)
         encoding = self._clock()
         vector = await self._encoder.encode(collection, request, image)
         encoded = self._clock()
-        query = ShardQuery(k=request.limit + request.offset, exact=request.exact)
+        query = ShardQuery(k=request.limit + request.offset, exact=request.exact, filter=wanted)
         answer = await collection.fan_out.search(
             np.asarray(vector, np.float32), query, with_payload=request.with_payload, request_id=request_id
         )
@@ -165,6 +169,14 @@ class Searcher:
         timeout_s = self._settings.min_receipt_timeout_s
         if not await collection.wait_applied(receipt.partition, receipt.offset, timeout_s):
             raise NotSearchableInTime(f"min_receipt was not searchable within {timeout_s:g} s")
+
+
+def _filter_of(collection: ServedCollection, request: SearchRequest) -> Filter | None:
+    if request.filter is None:
+        return None
+    wanted = decode_filter(request.filter)
+    check_fields(wanted, collection.spec.filter_fields)
+    return wanted
 
 
 def encode_answer(answer: AnswerOut) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import msgspec
@@ -15,7 +15,6 @@ from msgspec import Struct
 from pyroaring import BitMap
 
 from actors.index.columns import ColumnDump, KeywordColumn, SortedColumn, bitmap_nbytes, bitmap_of, union_of
-from contract.errors import InvalidRequest
 from contract.filters import (
     EARTH_RADIUS_M,
     Condition,
@@ -24,7 +23,7 @@ from contract.filters import (
     Match,
     Place,
     Range,
-    Scalar,
+    check_fields,
     number_of,
     place_of,
     unix_seconds,
@@ -126,22 +125,13 @@ class FilterIndex:
         for column, key in new - old:
             column.add(key, number)
 
-    def check(self, wanted: Filter) -> None:
-        """Raise InvalidRequest, naming the indexed fields, if the filter asks for another one."""
-        if self._wanted is None:
-            return
-        for key in _keys(wanted):
-            if key not in self._wanted:
-                indexed = ", ".join(sorted(self._wanted)) or "none"
-                raise InvalidRequest(f"filter: the field {key!r} is not indexed; indexed fields: {indexed}")
-
     def matching(self, wanted: Filter) -> BitMap:
         """Numbers of the points whose payload satisfies the filter; a new bitmap.
 
         Raises:
             InvalidRequest: a field that is not indexed; the detail names those that are.
         """
-        self.check(wanted)
+        check_fields(wanted, self._wanted)
         return self._evaluate(wanted)
 
     def _evaluate(self, condition: Condition) -> BitMap:
@@ -152,7 +142,7 @@ class FilterIndex:
             return BitMap()
         match condition:
             case Match():
-                return _equal(field, condition.values)
+                return _equal(field, condition)
             case Range():
                 return _within(field, condition)
             case GeoRadius():
@@ -226,14 +216,6 @@ class FilterIndex:
         return index
 
 
-def _keys(condition: Condition) -> Iterator[str]:
-    if isinstance(condition, Filter):
-        for one in (*condition.must, *condition.should, *condition.must_not):
-            yield from _keys(one)
-    else:
-        yield condition.key
-
-
 def _add_entries(entries: list[Entry], field: _Field, value: object) -> None:
     """Add what one value, which is no list, stands for."""
     if isinstance(value, str):
@@ -276,14 +258,12 @@ def _integer_key(value: int) -> int:
 _BOOLEAN_KEYS = {False: _hash(b"\xfffalse"), True: _hash(b"\xfftrue")}
 
 
-def _equal(field: _Field, values: tuple[Scalar, ...]) -> BitMap:
-    words: list[float] = []
+def _equal(field: _Field, wanted: Match) -> BitMap:
+    words: list[float] = [_BOOLEAN_KEYS[value] for value in wanted.booleans]
     numbers: list[float] = []
-    for value in values:
+    for value in wanted.values:
         if isinstance(value, str):
             words.append(_text_key(value))
-        elif isinstance(value, bool):
-            words.append(_BOOLEAN_KEYS[value])
         elif -_FLOAT_EXACT < value < _FLOAT_EXACT:
             numbers.append(float(value))
         else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from contract.errors import InvalidRequest
+from contract.filters import decode_filter
 from contract.settings import load_settings
 from serving.cli import demo as demo_run
 from serving.cli import index as index_run
@@ -52,6 +53,21 @@ def parse_crop(text: str | None) -> tuple[float, float, float, float] | None:
     return (x, y, width, height)
 
 
+def parse_filter(text: str | None) -> dict[str, Any] | None:
+    """A filter as JSON; raises InvalidRequest if the server could not take it either."""
+    if text is None:
+        return None
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"--filter is not JSON ({error}); it may be, in single quotes: "
+            '{"must": [{"key": "owner", "match": {"value": "ada"}}]}'
+        ) from error
+    decode_filter(data)
+    return dict(data)
+
+
 @app.command()
 def up() -> None:
     """Run everything in the foreground: broker, Ray, supervisor, ingest, HTTP. Ctrl-C stops it."""
@@ -88,6 +104,9 @@ def search(
     image_id: Annotated[str | None, typer.Option("--id", help="An indexed image to search by.")] = None,
     crop: Annotated[str | None, typer.Option(help="x,y,width,height of the query picture, as fractions.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many hits.")] = 10,
+    payload_filter: Annotated[
+        str | None, typer.Option("--filter", metavar="JSON", help="Only images whose payload satisfies it.")
+    ] = None,
     url: UrlOption = None,
     collection: CollectionOption = None,
     as_json: JsonOption = False,
@@ -97,9 +116,16 @@ def search(
         raise InvalidRequest(
             'nothing to search by: give words, --image FILE or --id ID, as in: riverlens search "a bird"'
         )
+    wanted = parse_filter(payload_filter)
     with _client(url) as client:
         answer = client.search(
-            _collection(collection), text=text, image=image, image_id=image_id, crop=parse_crop(crop), limit=limit
+            _collection(collection),
+            text=text,
+            image=image,
+            image_id=image_id,
+            crop=parse_crop(crop),
+            limit=limit,
+            payload_filter=wanted,
         )
     if as_json:
         console.print_json(json.dumps(answer))

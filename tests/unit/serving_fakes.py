@@ -40,6 +40,7 @@ from contract.errors import (
     ShardUnavailable,
 )
 from contract.events import CollectionSpec, ImageDeleted, ImageUploaded, decode_event
+from contract.filters import matches
 from contract.settings import Settings
 from contract.topics import partition_of, shard_of_partition
 from serving.dependencies import Dependencies
@@ -135,6 +136,7 @@ class FakeShard:
                 Candidate(p.image_id, float(p.vector @ vector), p.payload if request.with_payload else None)
                 for p in live
                 if p.vector is not None
+                and (query.filter is None or matches(query.filter, msgspec.json.decode(p.payload or b"{}")))
             ]
             rows.append(tuple(sorted(found, key=lambda c: (-c.score, c.image_id))[: query.k]))
         return ShardSearchResult(tuple(rows), Freshness(dict(self.applied), 0.0))
@@ -330,7 +332,7 @@ class _Admin:
         self._system.closed.append("admin")
 
 
-def make_spec(name: str = "images", **changes: int | str) -> CollectionSpec:
+def make_spec(name: str = "images", **changes: int | str | tuple[str, ...]) -> CollectionSpec:
     """A collection of 4 partitions on 4 shards."""
     spec = CollectionSpec(
         name=name,

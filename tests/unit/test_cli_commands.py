@@ -33,6 +33,7 @@ class FakeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), FakeHandler)
         self.failures = 0
         self.calls: list[str] = []
+        self.bodies: list[bytes] = []
         self.images: dict[str, str] = {}
 
     @property
@@ -61,6 +62,7 @@ class FakeHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         server = self.server
         server.calls.append(f"{self.command} {self.path.partition('?')[0]}")
+        server.bodies.append(body)
         if server.failures:
             server.failures -= 1
             self._answer(503, PROBLEM)
@@ -197,6 +199,21 @@ def test_search_prints_hits_and_that_the_answer_is_partial(server: FakeServer) -
     assert "partial answer" in result.output
     as_json = CliRunner().invoke(app, ["search", "a cat", "--url", server.url, "--json"])
     assert json.loads(as_json.output)["hits"][0]["id"] == "a"
+
+
+def test_search_sends_its_filter(server: FakeServer, tmp_path: Path) -> None:
+    wanted = '{"must": [{"key": "owner", "match": {"value": "ada"}}]}'
+    (tmp_path / "q.png").write_bytes(b"picture")
+    for query in (["a cat"], ["--image", str(tmp_path / "q.png")]):
+        result = CliRunner().invoke(app, ["search", *query, "--url", server.url, "--filter", wanted])
+        assert result.exit_code == 0, result.output
+        assert b'"owner"' in server.bodies[-1]
+    calls = len(server.calls)
+    for wrong, word in (("owner=ada", "--filter is not JSON"), ('{"most": []}', "filter: has no 'most'")):
+        failed = CliRunner().invoke(app, ["search", "a cat", "--url", server.url, "--filter", wrong])
+        assert isinstance(failed.exception, InvalidRequest)
+        assert word in failed.exception.detail
+    assert len(server.calls) == calls
 
 
 def test_an_expected_failure_is_one_line_that_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

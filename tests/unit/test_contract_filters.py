@@ -38,12 +38,20 @@ def test_a_filter_decodes_to_its_parts() -> None:
         "must_not": [{"key": "place", "geo_radius": {"center": BERLIN, "radius": 1000}}],
     }
     wanted = Filter(
-        must=(Match("owner", ("ada",)), Match("tags", ("bird", 1, True))),
+        must=(Match("owner", ("ada",)), Match("tags", ("bird", 1), (True,))),
         should=(Filter(must_not=(Range("year", gt=2000.0, lte=2026.5),)),),
         must_not=(GeoRadius("place", 52.52, 13.405, 1000.0),),
     )
     assert decode_filter(data) == wanted
     assert pickle.loads(pickle.dumps(wanted)) == wanted
+
+
+def test_filters_that_mean_different_things_differ() -> None:
+    """They are keys of dictionaries, where Python would take True for 1."""
+    different = [True, 1, "1", "true", False, 0]
+    filters = {decode_filter({"must": [{"key": "a", "match": {"value": value}}]}) for value in different}
+    assert len(filters) == len(different)
+    assert decode_filter({"must": [{"key": "a", "match": {"value": 1.0}}]}) in filters
 
 
 def nested(depth: int) -> dict[str, Any]:

@@ -145,6 +145,32 @@ async def test_exact_reaches_the_shards(http: httpx.AsyncClient, system: FakeSys
     assert (query.exact, query.k) == (True, 9)
 
 
+async def test_a_filter_keeps_what_satisfies_it(http: httpx.AsyncClient) -> None:
+    warm = {"should": [{"key": "caption", "match": {"value": "red"}}, {"key": "caption", "match": {"value": "white"}}]}
+    assert sorted(ids(await search(http, text="blue", filter=warm))) == ["red", "white"]
+    assert ids(await search(http, text="blue", filter={"must": [warm], "must_not": warm["should"]})) == []
+    assert len(ids(await search(http, text="blue", filter={}))) == len(COLOURS)
+    form = await http.post(SEARCH, files={"image": picture("blue")}, data={"filter": json.dumps(warm)})
+    assert sorted(ids(form.json())) == ["red", "white"]
+    got = await http.get(SEARCH, params={"text": "blue", "filter": json.dumps(warm)})
+    assert sorted(ids(got.json())) == ["red", "white"]
+    for wrong in ("{", "[]", '{"most": []}'):
+        assert_problem(await http.get(SEARCH, params={"text": "blue", "filter": wrong}), 400, "invalid_request")
+
+
+async def test_a_filter_names_indexed_fields_and_costs_nobody_elses_query(
+    http: httpx.AsyncClient, system: FakeSystem
+) -> None:
+    system.add(make_spec("narrow", filter_fields=("owner", "camera.model")))
+    path = "/v1/collections/narrow/search"
+    asked = {"text": "red", "filter": {"must": [{"key": "tags", "match": {"value": "x"}}]}}
+    problem = assert_problem(await http.post(path, json=asked), 400, "invalid_request")
+    assert "'tags' is not indexed; indexed fields: camera.model, owner" in problem["detail"]
+    assert all(not shard.searches for (name, _, _), shard in system.shards.items() if name == "narrow")
+    asked["filter"] = {"must": [{"key": "owner", "match": {"value": "x"}}]}
+    assert (await http.post(path, json=asked)).json()["hits"] == []
+
+
 @pytest.mark.parametrize(
     ("body", "word"),
     [
@@ -153,7 +179,8 @@ async def test_exact_reaches_the_shards(http: httpx.AsyncClient, system: FakeSys
         ({"text": "x", "limit": 0}, "limit"),
         ({"text": "x", "limit": 40, "offset": 11}, "at most 50"),
         ({"text": "x", "offset": -1}, "offset"),
-        ({"text": "x", "filter": {"must": []}}, "filter"),
+        ({"text": "x", "filter": "owner = ada"}, "filter"),
+        ({"text": "x", "filter": {"must": [{"key": "a", "match": {"value": None}}]}}, "filter.must[0].match.value"),
         ({"text": "x", "rerank": True}, "rerank"),
         ({"text": "x", "colour": "red"}, "colour"),
         ({"text": "x", "text_weight": -1}, "weight"),
