@@ -10,13 +10,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
+from actors.index.snapshots import Snapshots
 from actors.log.collections import drop_collection
-from actors.snapshot_objects import snapshots_prefix
+from actors.messages import RAY_NAMESPACE, shard_name
+from actors.snapshot_objects import SnapshotObjects, snapshots_prefix
 from tests.integration.system import eventually
 from tests.integration.test_actors_shards import Instance
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def resting(short_tmp: Path) -> Iterator[Instance]:
+    """With an interval that never comes round; it ends before the instance of the other tests begins."""
+    one = Instance(short_tmp / "resting")
+    one.environment["RIVERLENS_SNAPSHOT_INTERVAL_S"] = "100000"
+    one.start()
+    yield one
+    one.end()
+
+
+async def test_a_clean_end_leaves_a_snapshot_of_everything(resting: Instance) -> None:
+    last = await resting.publish(10)
+    await resting.ready()
+    assert await resting.shard.wait_applied(0, last, 60)
+    assert (await resting.shard.status()).snapshot_at_ms is None
+    name = shard_name("images", resting.spec.incarnation, 0, 0)
+    await ray.get_actor(name, RAY_NAMESPACE).close.remote()
+    prefix = f"{snapshots_prefix('images', resting.spec.incarnation)}0/"
+    elsewhere = Snapshots(resting.settings.home_path / "elsewhere", 2, SnapshotObjects(resting.settings, prefix))
+    restored = elsewhere.restore(resting.settings.home_path / "restored", lambda _: None)
+    assert restored is not None
+    assert restored.facts.points == 10
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +93,7 @@ async def test_a_shard_whose_store_is_gone_starts_from_its_snapshot(instance: In
 
 
 async def test_a_dropped_collection_takes_its_snapshots_along(instance: Instance) -> None:
-    await instance.ready()
+    await snapshotted(instance, 1)
     settings, incarnation = instance.settings, instance.spec.incarnation
     local = settings.home_path / "snapshots" / "images" / incarnation
     remote = settings.home_path / "objects" / snapshots_prefix("images", incarnation)
