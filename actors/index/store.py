@@ -94,6 +94,7 @@ class ShardStore:
                 no store at all.
         """
         self._path = path
+        self._gone = path.with_name(f"{path.name}.gone")
         self._header = StoreHeader(FORMAT_VERSION, fingerprint, dimension, vector_type)
         self._dtype = np.dtype(_DTYPES[vector_type])
         self._cache_bytes = cache_bytes
@@ -104,6 +105,7 @@ class ShardStore:
         self._open()
 
     def _open(self) -> None:
+        shutil.rmtree(self._gone, ignore_errors=True)
         self._path.mkdir(parents=True, exist_ok=True)
         self._closed = False
         cache = Cache(self._cache_bytes)
@@ -256,6 +258,10 @@ class ShardStore:
         """Write the store as of now to `folder`, which must not be there: table files are hard links."""
         Checkpoint(self._db).create_checkpoint(str(folder))
 
+    def sync(self) -> None:
+        """Bring everything that was written to the disk, so that a power cut cannot take it."""
+        self._db.flush_wal(True)
+
     def size_bytes(self) -> int:
         """Bytes of the store's files on disk."""
         total = 0
@@ -269,7 +275,9 @@ class ShardStore:
     def reset(self) -> None:
         """Forget everything: close, remove, and open anew and empty."""
         self.close()
-        shutil.rmtree(self._path)
+        # Half a store could not be opened.
+        shutil.rmtree(self._gone, ignore_errors=True)
+        self._path.rename(self._gone)
         self._open()
 
     def close(self) -> None:

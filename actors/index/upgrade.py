@@ -41,12 +41,19 @@ def upgrade(path: Path, fingerprint: str, dimension: int, new_store: Callable[[P
         old.rename(path)
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(new, ignore_errors=True)
-    if not (path / "CURRENT").exists() or "numbers" in Rdict.list_cf(str(path)):
+    if not (path / "CURRENT").exists():
+        return
+    names = Rdict.list_cf(str(path))
+    # A process that died while it made a store leaves some of its families, or all and no header.
+    if "numbers" in names or not {"ids", "vectors"} <= set(names):
         return
     families = {"ids": Options(raw_mode=True), "vectors": Options(raw_mode=True)}
     db = Rdict(str(path), Options(raw_mode=True), column_families=families)
     try:
-        found = decode_header(path, cast("bytes", db.get(b"header")))
+        header = db.get(b"header")
+        if header is None:
+            return
+        found = decode_header(path, cast("bytes", header))
         if (found.format_version, found.fingerprint, found.dimension) != (1, fingerprint, dimension):
             raise StoreIncompatible(f"{path} is {found}, and this shard needs {fingerprint}, dimension {dimension}")
         _copy(db, new, new_store)
@@ -79,6 +86,8 @@ def _copy(db: Rdict, target: Path, new_store: Callable[[Path], ShardStore]) -> N
                 batch = StoreBatch()
         # Only the last batch says how far the store is: before it, the store claims nothing.
         store.write(batch, msgspec.structs.replace(progress, next_number=number))
+        # The old store goes after this.
+        store.sync()
         _log.info("the store was brought to the present format", **{LogField.COUNT: number})
     finally:
         store.close()
