@@ -113,6 +113,9 @@ class ShardEngine:
         p = self.parameters
         self._begin_empty()
         graph = graph_files.load(self._graph_file, p.dimension, p.m, p.ef_construction)
+        if graph is None:
+            # Nobody knows which numbers it holds, so nothing keeps the store from giving them again.
+            self._graph_file.unlink(missing_ok=True)
         # The graph in the file, and its number of points.
         self._saved_graph, self._saved = graph, 0 if graph is None else len(graph)
         if graph is not None and len(graph):
@@ -129,6 +132,8 @@ class ShardEngine:
             self._segments.load(alive[some], [image_ids[place] for place in some], vectors)
             self._segments.wait_for_room()
         saved = filter_files.load(self._filters_file, self._store.progress.positions)
+        # Good for one start: after a power cut the same positions may come again with other numbers.
+        self._filters_file.unlink(missing_ok=True)
         if saved is not None and saved.fields == self._segments.filters.fields:
             self._segments.filters = saved
             return
@@ -223,7 +228,7 @@ class ShardEngine:
             if self._store.is_closed:
                 return
             self._save_graph()
-            filter_files.save(self._filters_file, self._segments.filters, self._store.progress.positions)
+            filter_files.save(self._filters_file, self._segments.dump_filters(), self._store.progress.positions)
             self._store.close()
 
     def apply(self, records: Sequence[LogRecord]) -> None:
@@ -339,7 +344,7 @@ class ShardEngine:
             with self._applying:
                 self._store.checkpoint(folder)
                 progress = self._store.progress
-                filter_files.save(folder / self._filters_file.name, self._segments.filters, progress.positions)
+                filter_files.save(folder / self._filters_file.name, self._segments.dump_filters(), progress.positions)
             if self._graph_file.exists():
                 (folder / self._graph_file.name).hardlink_to(self._graph_file)
         return SnapshotFacts(

@@ -23,11 +23,11 @@ class SavedFilters(Struct, frozen=True):
     index: bytes
 
 
-def save(path: Path, index: FilterIndex, positions: dict[int, Position]) -> None:
-    """Write an index to `path`: synced to the disk and put in place at once, or not at all."""
+def save(path: Path, dump: bytes, positions: dict[int, Position]) -> None:
+    """Write a dumped index to `path`: synced to the disk and put in place at once, or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
-        file.write(msgspec.msgpack.encode(SavedFilters(positions, index.dump())))
+        file.write(msgspec.msgpack.encode(SavedFilters(positions, dump)))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -102,6 +102,7 @@ class Segments:
         self._dead = BitMap()
         self._successor: GraphBuilder | None = None
         self._copied = 0
+        self._missed = BitMap()
         self._changed_at = clock()
         self.view = View(None, None, 0, self._growing.view())
 
@@ -161,6 +162,11 @@ class Segments:
             for condition in conditions:
                 wanted[condition] = self.filters.matching(condition)
             return self.view, wanted
+
+    def dump_filters(self) -> bytes:
+        """The filter index as of now, to be loaded by FilterIndex."""
+        with self._changing:
+            return self.filters.dump()
 
     def wait_for_room(self) -> None:
         """Seal, or wait for the builder that does, while more than QUEUE_MAX points wait."""
@@ -249,15 +255,14 @@ class Segments:
 
     def _rebuild_codec(self, view: View) -> Codec | None:
         """The quantization of the graph that shall take this one's place; None if it is good as it is."""
-        if view.graph is None:
+        if view.graph is None or not len(view.graph):
             return None
         living = len(view.graph) - view.dead
-        trained = view.graph.codec.quantization == self._target.quantization
-        if not trained and living >= max(1, self._target.train_min):
-            return self._target
-        if view.dead >= max(self._parameters.rebuild_dead_min, _REBUILD_DEAD_SHARE * len(view.graph)):
-            return view.graph.codec if trained else self._codec_now()
-        return None
+        # After many deletions too few may be left to train on again.
+        codec = self._target if living >= self._target.train_min else self._codec_now()
+        outdated = codec is self._target and view.graph.codec.quantization != codec.quantization
+        crowded = view.dead >= max(self._parameters.rebuild_dead_min, _REBUILD_DEAD_SHARE * len(view.graph))
+        return codec if outdated or crowded else None
 
     def _rebuild_step(self) -> bool:
         """Copy some living points into the successor of the graph, and swap once it has them all.
@@ -270,7 +275,7 @@ class Segments:
                 codec = self._rebuild_codec(view)
                 if codec is None:
                     return False
-                self._successor, self._copied = self._trained(codec, view), 0
+                self._successor, self._copied, self._missed = self._trained(codec, view), 0, BitMap()
             graph, successor = view.graph, self._successor
             assert graph is not None  # noqa: S101 - a graph is only ever replaced by another
             start = int(np.searchsorted(graph.numbers, self._copied))
@@ -278,18 +283,25 @@ class Segments:
             if view.alive is not None:
                 labels = labels[(view.alive[labels >> 3] >> (labels & 7)) & 1 == 1]
             there, vectors = self._source.vectors(graph.numbers[labels])
+            self._missed.update(graph.numbers[labels[~there]].tolist())
             labels = labels[there]
             successor.add(graph.numbers[labels], [graph.image_ids[label] for label in labels.tolist()], vectors, 1)
             if start + _STEP < len(graph):
                 self._copied = int(graph.numbers[start + _STEP])
                 return True
-            sealed, self._successor = successor.seal(), None
+            self._copied = int(graph.numbers[-1]) + 1
+            sealed = successor.seal()
             with self._changing:
+                # The store is ahead: who is not there any more dies here, too, in a moment, but lives until then.
+                missed = graph.labels(np.array(self._missed.to_array(), dtype=np.uint32))
+                if not BitMap(missed.tolist()).issubset(self._dead):
+                    return False
                 # Who died while the successor was made is dead in the graph, whose labels are others.
                 dead_before = graph.numbers[np.array(self._dead.to_array(), dtype=np.uint32)]
                 gone = sealed.labels(dead_before)
                 self._dead = BitMap(gone[gone >= 0].tolist())
                 self._publish(sealed)
+            self._successor = None
             _log.info("the graph was rebuilt", **{LogField.COUNT: len(sealed)})
             return True
 
@@ -299,6 +311,8 @@ class Segments:
         if codec.train_min:
             assert view.graph is not None  # noqa: S101 - see _rebuild_codec
             numbers = view.graph.numbers
+            if view.alive is not None:
+                numbers = numbers[np.unpackbits(view.alive, count=len(numbers), bitorder="little").view(np.bool_)]
             wanted = min(len(numbers), _TRAIN_FACTOR * codec.train_min)
             chosen = np.random.default_rng(0).choice(len(numbers), wanted, replace=False)
             _, sample = self._source.vectors(np.sort(numbers[chosen]))
