@@ -67,12 +67,12 @@ class Answering:
                 found[i] = result
         self._sample(view, vectors, queries, found)
         changed = view is not self._segments.view
-        return self._candidates(found, queries, with_payload, check=changed)
+        return self._candidates(found, queries, with_payload, changed)
 
     def _candidates(
-        self, found: Sequence[Found], queries: Sequence[ShardQuery], with_payload: bool, check: bool
+        self, found: Sequence[Found], queries: Sequence[ShardQuery], with_payload: bool, changed: bool
     ) -> tuple[tuple[Candidate, ...], ...]:
-        if not with_payload and not (check and any(query.filter is not None for query in queries)):
+        if not with_payload and not (changed and any(query.filter is not None for query in queries)):
             return tuple(tuple(Candidate(image_id, score, None) for score, image_id in some) for some in found)
         rows = iter(self._store.rows([image_id for some in found for _, image_id in some]))
         answers = []
@@ -81,8 +81,8 @@ class Answering:
             for score, image_id in some:
                 row = next(rows)
                 # Without a point it was deleted after the search found it, and a payload that
-                # changed since may be one that the filter keeps out.
-                if row is None or row.point is None or (check and not _lets_through(query.filter, row.point.payload)):
+                # changed since may be one that the filter keeps out. The store is ahead of the view.
+                if row is None or row.point is None or not _lets_through(query.filter, row.point.payload):
                     continue
                 candidates.append(Candidate(image_id, score, row.point.payload if with_payload else None))
             answers.append(tuple(candidates))
