@@ -20,7 +20,7 @@ Numbers = npt.NDArray[np.uint32]
 Mask = npt.NDArray[np.bool_]
 
 # Changes that wait unsorted; bounds how long the next question or the next change can take.
-LOG_MAX = 16_384
+LOG_MAX = 4096
 # The small run is merged into the large one beyond this many pairs and an eighth of the large one.
 RECENT_MIN = 4096
 # From this many points on, a key has a bitmap, at 2 bytes per point or less.
