@@ -159,11 +159,15 @@ class Search:
         an answer for the moment of its upsert.
         """
         found: list[tuple[int, float, str]] = []
-        for owner, image_id, row in zip(owners, image_ids, self._store.rows(image_ids), strict=True):
-            if row is not None and row.point is not None:
+        for owner, image_id, known in zip(owners, image_ids, self._store.rows(image_ids), strict=True):
+            row = known
+            while row is not None and row.point is not None:
                 there, now = self._store.vectors(np.array([row.point.number], dtype=np.uint32))
                 if there.all():
                     found.append((owner, float(now[0] @ vectors[owner]), image_id))
+                    break
+                # Replaced once more between the two reads.
+                (row,) = self._store.rows([image_id])
         return found
 
     def exact(self, vectors: FloatMatrix, k: int, wanted: BitMap | None) -> list[Found]:
