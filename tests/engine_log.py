@@ -1,0 +1,143 @@
+"""For tests of the engine: a log of one partition, as the ingest path publishes it, and vectors to put there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from actors.index.engine import ShardEngine
+from actors.log.records import LogIdentity, LogRecord
+from actors.messages import FloatMatrix, ShardQuery
+from contract.events import (
+    DELETED_HEADER,
+    EventRejected,
+    LogEntry,
+    PayloadChanged,
+    PointDeleted,
+    PointEmbedded,
+    SourceAdvanced,
+    encode_log_entry,
+)
+from contract.topics import marker_key, payload_key, rejection_key, vector_key
+
+FINGERPRINT = "f"
+IDENTITY = LogIdentity("cluster", "topic")
+
+
+def records_of(entry: LogEntry, first_offset: int) -> list[LogRecord]:
+    """The log records of one event."""
+    value = encode_log_entry(entry)
+    match entry:
+        case PointDeleted():
+            keys = [vector_key(entry.image_id), payload_key(entry.image_id), rejection_key(entry.image_id)]
+            return [LogRecord(0, first_offset + i, key, None, {DELETED_HEADER: value}, 0) for i, key in enumerate(keys)]
+        case PointEmbedded():
+            key = vector_key(entry.image_id)
+        case PayloadChanged():
+            key = payload_key(entry.image_id)
+        case EventRejected():
+            key = rejection_key(entry.image_id)
+        case SourceAdvanced():
+            key = marker_key(0)
+    return [LogRecord(0, first_offset, key, value, {}, 0)]
+
+
+def embedded(image_id: str, vector: FloatMatrix, source_offset: int, payload: Mapping[str, Any]) -> PointEmbedded:
+    """An upload that was embedded."""
+    return PointEmbedded(
+        image_id=image_id,
+        vector=np.asarray(vector, dtype="<f4").tobytes(),
+        fingerprint=FINGERPRINT,
+        payload=dict(payload),
+        object_key="o",
+        sha256="s",
+        width=1,
+        height=1,
+        source_offset=source_offset,
+        event_at_ms=0,
+    )
+
+
+class EngineLog:
+    """Applies events to an engine, and remembers what must be searchable after them.
+
+    `vectors` and `payloads` are of the living points, by image id.
+    """
+
+    def __init__(self, engine: ShardEngine) -> None:
+        self.engine = engine
+        self.next_offset = 0
+        self.events = 0
+        self.vectors: dict[str, FloatMatrix] = {}
+        self.payloads: dict[str, Mapping[str, Any]] = {}
+
+    def _records(self, entry: LogEntry) -> list[LogRecord]:
+        records = records_of(entry, self.next_offset)
+        self.next_offset += len(records)
+        self.events += 1
+        return records
+
+    def upsert(self, points: Mapping[str, FloatMatrix], payload: Mapping[str, Any] | None = None) -> None:
+        """Upload these points, all in one batch and with one payload."""
+        self.upsert_with({image_id: (vector, payload or {}) for image_id, vector in points.items()})
+
+    def upsert_with(self, points: Mapping[str, tuple[FloatMatrix, Mapping[str, Any]]]) -> None:
+        """Upload these points with their payloads, all in one batch."""
+        records: list[LogRecord] = []
+        for image_id, (vector, payload) in points.items():
+            records += self._records(embedded(image_id, vector, self.events, payload))
+            self.vectors[image_id], self.payloads[image_id] = vector, payload
+        self.engine.apply(records)
+
+    def delete(self, image_ids: Sequence[str]) -> None:
+        """Delete these points, all in one batch."""
+        records: list[LogRecord] = []
+        for image_id in image_ids:
+            records += self._records(PointDeleted(image_id, self.events, 0))
+            self.vectors.pop(image_id, None)
+            self.payloads.pop(image_id, None)
+        self.engine.apply(records)
+
+    def change_payload(self, image_id: str, payload: dict[str, Any]) -> None:
+        """Change the payload of a living point."""
+        self.payloads[image_id] = payload
+        self.engine.apply(self._records(PayloadChanged(image_id, payload, self.events, 0)))
+
+    def assert_whole(self, query: FloatMatrix, tolerance: float = 1e-5) -> None:
+        """Every living point is found exactly once and with its score, and nothing else; small numbers of points only.
+
+        Args:
+            query: (d,) float32.
+            tolerance: of scores, in which the type of the stored vectors differs from the sent ones.
+        """
+        for exact in (True, False):
+            hits = self.engine.search(query[None], [ShardQuery(len(self.vectors) + 50, exact=exact)])[0]
+            assert sorted(hit.image_id for hit in hits) == sorted(self.vectors)
+            scores = np.array([self.vectors[hit.image_id] @ query for hit in hits])
+            np.testing.assert_allclose([hit.score for hit in hits], scores, atol=tolerance)
+        assert self.engine.points == len(self.vectors)
+
+    def recall_at_10(self, queries: FloatMatrix) -> float:
+        """Mean recall@10 of queries (q, d) float32 by graph; ties within 1e-6 count."""
+        vectors = np.array(list(self.vectors.values()), dtype=np.float32)
+        shares = []
+        answers = self.engine.search(queries, [ShardQuery(10)] * len(queries))
+        for hits, query, scores in zip(answers, queries, queries @ vectors.T, strict=True):
+            tenth = np.sort(scores)[-10] - 1e-6
+            shares.append(sum(self.vectors[hit.image_id] @ query >= tenth for hit in hits) / 10)
+        return float(np.mean(shares))
+
+
+def clustered(count: int, dimension: int, seed: int = 0, latent: int = 6) -> FloatMatrix:
+    """(count, dimension) float32, L2-normalised, of latent dimension `latent`; the space is that of the dimension."""
+    view = np.random.default_rng(1).standard_normal((latent, dimension))
+    rows = np.random.default_rng(seed).standard_normal((count, latent)) @ view
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+def drained(engine: ShardEngine) -> None:
+    """Let the engine do all the work that is due."""
+    while engine.drain():
+        pass
