@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from contract.events import (
     SourceAdvanced,
     encode_log_entry,
 )
+from contract.filters import Filter, Match, matches
 from contract.topics import marker_key, payload_key, rejection_key, vector_key
 
 FINGERPRINT = "f"
@@ -63,30 +66,42 @@ def embedded(image_id: str, vector: FloatMatrix, source_offset: int, payload: Ma
 class EngineLog:
     """Applies events to an engine, and remembers what must be searchable after them.
 
-    `vectors` and `payloads` are of the living points, by image id.
+    `vectors` and `payloads` are of the living points, by image id; `records` is the whole log.
     """
 
     def __init__(self, engine: ShardEngine) -> None:
         self.engine = engine
-        self.next_offset = 0
+        self.records: list[LogRecord] = []
         self.events = 0
         self.vectors: dict[str, FloatMatrix] = {}
         self.payloads: dict[str, Mapping[str, Any]] = {}
 
+    def as_of_now(self, engine: ShardEngine) -> EngineLog:
+        """The log and its points as they are now, with another engine that holds them."""
+        copy = EngineLog(engine)
+        copy.records, copy.events = list(self.records), self.events
+        copy.vectors, copy.payloads = dict(self.vectors), dict(self.payloads)
+        return copy
+
+    def replay(self, engine: ShardEngine, batch: int) -> None:
+        """Let an engine read the rest of this log, `batch` records at a time."""
+        while (start := engine.positions()[0].log_offset) < len(self.records):
+            engine.apply(self.records[start : start + batch])
+
     def _records(self, entry: LogEntry) -> list[LogRecord]:
-        records = records_of(entry, self.next_offset)
-        self.next_offset += len(records)
+        records = records_of(entry, len(self.records))
+        self.records += records
         self.events += 1
         return records
 
     def upsert(self, points: Mapping[str, FloatMatrix], payload: Mapping[str, Any] | None = None) -> None:
         """Upload these points, all in one batch and with one payload."""
-        self.upsert_with({image_id: (vector, payload or {}) for image_id, vector in points.items()})
+        self.upsert_all([(image_id, vector, payload or {}) for image_id, vector in points.items()])
 
-    def upsert_with(self, points: Mapping[str, tuple[FloatMatrix, Mapping[str, Any]]]) -> None:
-        """Upload these points with their payloads, all in one batch."""
+    def upsert_all(self, points: Iterable[tuple[str, FloatMatrix, Mapping[str, Any]]]) -> None:
+        """Upload these points in their order, all in one batch; an id may be there twice."""
         records: list[LogRecord] = []
-        for image_id, (vector, payload) in points.items():
+        for image_id, vector, payload in points:
             records += self._records(embedded(image_id, vector, self.events, payload))
             self.vectors[image_id], self.payloads[image_id] = vector, payload
         self.engine.apply(records)
@@ -119,6 +134,16 @@ class EngineLog:
             np.testing.assert_allclose([hit.score for hit in hits], scores, atol=tolerance)
         assert self.engine.points == len(self.vectors)
 
+    def assert_filtered(self, key: str, values: Iterable[str | int]) -> None:
+        """A search for each of these values returns exactly the points whose payload has it at the key."""
+        query = np.ones((1, self.engine.parameters.dimension), dtype=np.float32)
+        for value in values:
+            condition = Filter(must=(Match(key, (value,)),))
+            wanted = sorted(image_id for image_id, payload in self.payloads.items() if matches(condition, payload))
+            for exact in (True, False):
+                hits = self.engine.search(query, [ShardQuery(len(wanted) + 50, filter=condition, exact=exact)])[0]
+                assert sorted(hit.image_id for hit in hits) == wanted
+
     def recall_at_10(self, queries: FloatMatrix) -> float:
         """Mean recall@10 of queries (q, d) float32 by graph; ties within 1e-6 count."""
         vectors = np.array(list(self.vectors.values()), dtype=np.float32)
@@ -135,6 +160,16 @@ def clustered(count: int, dimension: int, seed: int = 0, latent: int = 6) -> Flo
     view = np.random.default_rng(1).standard_normal((latent, dimension))
     rows = np.random.default_rng(seed).standard_normal((count, latent)) @ view
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
+
+
+def kill(engine: ShardEngine, path: Path, target: Path) -> None:
+    """End an engine at `path` and put its files at `target`, as a killed process leaves them."""
+    store = engine._store
+    # Only compaction ends, which removes files while they are copied; nothing is flushed or closed.
+    store._db.cancel_all_background(True)
+    shutil.copytree(path, target, ignore=shutil.ignore_patterns("LOCK"))
+    engine._segments.stop()
+    store._closed = True
 
 
 def drained(engine: ShardEngine) -> None:

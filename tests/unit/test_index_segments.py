@@ -249,8 +249,8 @@ def test_vectors_that_vanish_under_a_search_are_answered_as_they_are_now(
     in_batches(log, vectors[:1200])
     log.engine.seal()
     in_batches(log, vectors[:40])
-    read = {"vectors": ShardStore.vectors, "vector_chunks": ShardStore.vector_chunks}
-    done = []
+    read: dict[str, Callable[..., Any]] = {"vectors": ShardStore.vectors, "vector_chunks": ShardStore.vector_chunks}
+    done: list[bool] = []
 
     def first_change(name: str) -> Callable[..., Any]:
         def hooked(store: ShardStore, given: Any) -> Any:
