@@ -62,6 +62,19 @@ test-gpu: $(VENV)/.installed-dev ## Tests that need an NVIDIA GPU
 bench-quality: $(VENV)/.installed-dev ## Recall and precision of the offline model on held-out pictures
 	$(BIN)/python -m benchmarks.quality
 
+# Where one of them cannot be had, the others still come, and the result lists it as failed.
+.venv-peers/.installed: $(BIN)/python benchmarks/index/peers.txt
+	@echo "Installing the other systems of the index benchmark into .venv-peers …"
+	$(BIN)/python -m venv .venv-peers
+	@install='.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps'; \
+	if $$install -r benchmarks/index/peers.txt; then touch $@; \
+	else sed 's/ *#.*//; /^$$/d' benchmarks/index/peers.txt | xargs -n 1 $$install || true; fi
+
+.PHONY: bench-index
+bench-index: $(VENV)/.installed-dev .venv-peers/.installed ## The shard engine beside raw FAISS and other vector stores (BENCH_ARGS="--points 1000000 …")
+	$(BIN)/python -m benchmarks.index $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.index.quantization
+
 .PHONY: lock
 lock: $(VENV)/.installed-dev ## Write the installed versions into constraints.txt
 	@{ echo "# Versions every machine installs; written by 'make lock'."; $(BIN)/python -m pip freeze --exclude-editable; } > constraints.txt
