@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +51,21 @@ def other(key: bytes, offset: int, entry: LogEntry) -> LogRecord:
 
 
 def make(folder: Path) -> None:
-    """Points a and b, c deleted, d rejected, a's payload changed."""
-    engine = ShardEngine(folder, PARAMETERS)
+    """Points a and b, c deleted, d rejected, a's payload changed; a, b and c are in the graph."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as home:
+        engine = ShardEngine(Path(home) / "store", PARAMETERS)
+        fill(engine)
+        # Without the lock and the logs of a store in use.
+        engine.checkpoint(folder)
+        engine.close()
+
+
+def fill(engine: ShardEngine) -> None:
+    """Apply the log of the golden stores."""
     engine.begin(LogIdentity("golden-cluster", "golden-topic"), {0: 0}, 1)
     deleted = PointDeleted("c", 4, 1)
     engine.apply([upsert("a", 0), upsert("b", 1), upsert("c", 2)])
+    engine.seal()
     engine.apply(
         [
             other(payload_key("a"), 3, PayloadChanged("a", {"colour": "changed"}, 3, 1)),
@@ -66,7 +77,6 @@ def make(folder: Path) -> None:
         ]
     )
     engine.mark_caught_up(2)
-    engine.close()
 
 
 if __name__ == "__main__":
