@@ -51,7 +51,7 @@ class Answering:
             raise InvalidRequest("k must be at least 1")
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         view, wanted = self._segments.view_for({query.filter for query in queries})
-        search = Search(self._store, view)
+        search = Search(view)
         groups: dict[tuple[int, int, Filter | None, bool], list[int]] = {}
         for i, query in enumerate(queries):
             ef = query.ef_search or self._ef_search
@@ -60,7 +60,7 @@ class Answering:
         for (k, ef, condition, exact), members in groups.items():
             rows = vectors if len(members) == len(queries) else vectors[members]
             if exact:
-                results = search.exact(rows, k, wanted[condition])
+                results = search.exact(rows, k, Allowed(view, wanted[condition]))
             else:
                 results = search.nearest(rows, Want(k, ef), Allowed(view, wanted[condition]))
             for i, result in zip(members, results, strict=True):
@@ -106,7 +106,7 @@ class Answering:
         view, wanted = self._segments.view_for({sample.wanted})
         then = BitMap(range(sample.next_number))
         numbers = then if (allowed := wanted[sample.wanted]) is None else allowed & then
-        truth = Search(self._store, view).exact(sample.vector[None], RECALL_K, numbers)[0]
+        truth = Search(view).exact(sample.vector[None], RECALL_K, Allowed(view, numbers))[0]
         rows = self._store.rows([image_id for _, image_id in sample.found])
         if all(row is not None and row.point is not None and row.point.number < sample.next_number for row in rows):
             self._sampler.note(recall(sample.found, truth))

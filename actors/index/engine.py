@@ -22,6 +22,7 @@ from actors.index.rows import Position
 from actors.index.segments import SegmentParameters, Segments
 from actors.index.store import ShardStore, StoreBatch
 from actors.index.upgrade import upgrade
+from actors.index.vector_file import VectorFile, remove_others
 from actors.log.records import LogIdentity, LogRecord
 from actors.messages import Candidate, FloatMatrix, PointState, ShardQuery
 from contract.errors import EventInvalid
@@ -95,6 +96,9 @@ class ShardEngine:
             write_buffer_bytes=p.store_write_buffer_bytes,
         )
 
+    def _new_vector_file(self) -> VectorFile:
+        return VectorFile.new_in(self._path, self.parameters.vector_type, self.parameters.dimension)
+
     def _begin_empty(self) -> None:
         """Segments without points, and who answers from them."""
         p = self.parameters
@@ -105,17 +109,18 @@ class ShardEngine:
             build_threads=p.build_threads or os.cpu_count() or 1,
             rebuild_dead_min=p.rebuild_dead_min,
         )
-        self._segments = Segments(self._codec, segments, self._store, FilterIndex(p.filter_fields))
+        self._segments = Segments(self._codec, segments, self._new_vector_file, FilterIndex(p.filter_fields))
         self._answering = Answering(self._store, self._segments, p.dimension, p.ef_search, self._sampler)
 
     def _load(self) -> None:
         """Make segments and filter index from what is on the disk."""
         p = self.parameters
         self._begin_empty()
-        graph = graph_files.load(self._graph_file, p.dimension, p.m, p.ef_construction)
+        graph = graph_files.load(self._graph_file, self._store, p.m, p.ef_construction)
         if graph is None:
             # Nobody knows which numbers it holds, so nothing keeps the store from giving them again.
             self._graph_file.unlink(missing_ok=True)
+        remove_others(self._path, None if graph is None or graph.file is None else graph.file.path)
         # The graph in the file, and its number of points.
         self._saved_graph, self._saved = graph, 0 if graph is None else len(graph)
         if graph is not None and len(graph):
@@ -360,7 +365,9 @@ class ShardEngine:
         graph = self._segments.view.graph
         if graph is not None and graph is not self._saved_graph and not self._store.is_closed:
             graph_files.save(self._graph_file, graph, self.parameters.m, self.parameters.ef_construction)
-            self._saved_graph, self._saved = graph, len(graph)
+            before, self._saved_graph, self._saved = self._saved_graph, graph, len(graph)
+            if before is not None and before.file is not None and before.file is not graph.file:
+                before.file.path.unlink(missing_ok=True)
 
     def store_bytes(self) -> int:
         """Bytes of the store on disk."""

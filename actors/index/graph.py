@@ -15,6 +15,7 @@ import numpy.typing as npt
 from actors.index.codes import Codec
 from actors.index.growing import Numbers, positions
 from actors.index.image_ids import PackedIds
+from actors.index.vector_file import VectorFile
 from actors.messages import FloatMatrix
 
 Labels = npt.NDArray[np.int64]
@@ -55,11 +56,16 @@ class SealedGraph:
     Hierarchical Navigable Small World graphs, 2018; m and the two ef are its parameters.
     """
 
-    def __init__(self, codec: Codec, index: Any, numbers: Numbers, image_ids: PackedIds) -> None:
+    def __init__(
+        self, codec: Codec, index: Any, numbers: Numbers, image_ids: PackedIds, file: VectorFile | None
+    ) -> None:
+        """`file` holds the vectors by label; None where the index itself holds them exactly."""
         self.codec = codec
         self.index = index
         self.numbers = numbers
         self.image_ids = image_ids
+        self.file = file
+        self._rows = None if file is None else file.rows(len(numbers))
         self._storage: Any = _faiss.downcast_index(index.storage)
 
     def __len__(self) -> int:
@@ -69,6 +75,13 @@ class SealedGraph:
     def labels(self, numbers: Numbers) -> Labels:
         """Label of each number; -1 where it is not here."""
         return positions(self.numbers, numbers)
+
+    def vectors(self, labels: Labels) -> FloatMatrix:
+        """(n, d) float32: the vectors of (n,) labels, which must be 0 or more."""
+        if self._rows is not None:
+            return self._rows[labels].astype(np.float32)
+        vectors: FloatMatrix = self.index.reconstruct_batch(labels)
+        return vectors
 
     def search(
         self, queries: FloatMatrix, k: int, ef: int, allowed: Bitmap | None = None
@@ -102,23 +115,29 @@ class GraphBuilder:
     """A graph in the making, which nobody searches. One thread."""
 
     def __init__(
-        self, codec: Codec, index: Any, numbers: Numbers | None = None, image_ids: PackedIds | None = None
+        self,
+        codec: Codec,
+        index: Any,
+        file: VectorFile | None,
+        numbers: Numbers | None = None,
+        image_ids: PackedIds | None = None,
     ) -> None:
         self.codec = codec
         self.index = index
+        self._file = file
         self._numbers = [np.empty(0, dtype=np.uint32) if numbers is None else numbers]
         self._image_ids = PackedIds() if image_ids is None else image_ids
         self._added: list[str] = []
 
     @classmethod
-    def empty(cls, codec: Codec, m: int, ef_construction: int) -> GraphBuilder:
-        """A builder without points; the codec's training comes before the first `add`."""
-        return cls(codec, codec.new_index(m, ef_construction))
+    def empty(cls, codec: Codec, m: int, ef_construction: int, file: VectorFile | None) -> GraphBuilder:
+        """A builder without points, and the file for their vectors; training comes before the first `add`."""
+        return cls(codec, codec.new_index(m, ef_construction), file)
 
     @classmethod
     def copy_of(cls, graph: SealedGraph) -> GraphBuilder:
         """A builder that goes on from a sealed graph: memory is copied, nothing is inserted again."""
-        return cls(graph.codec, _faiss.clone_index(graph.index), graph.numbers, graph.image_ids)
+        return cls(graph.codec, _faiss.clone_index(graph.index), graph.file, graph.numbers, graph.image_ids)
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
@@ -132,6 +151,8 @@ class GraphBuilder:
         """Insert points; `numbers` ascend and are above all that are here."""
         if not len(numbers):
             return
+        if self._file is not None:
+            self._file.write(len(self), vectors)
         use_threads(threads)
         self.index.add(self.codec.encode(vectors))
         self._numbers.append(np.array(numbers, dtype=np.uint32))
@@ -139,7 +160,9 @@ class GraphBuilder:
 
     def seal(self) -> SealedGraph:
         """The graph as it is now; the builder is not used after this."""
-        return SealedGraph(self.codec, self.index, np.concatenate(self._numbers), self._image_ids.extended(self._added))
+        return SealedGraph(
+            self.codec, self.index, np.concatenate(self._numbers), self._image_ids.extended(self._added), self._file
+        )
 
 
 def bitmap_of(mask: npt.NDArray[np.bool_]) -> Bitmap:

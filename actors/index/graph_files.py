@@ -5,7 +5,8 @@ set operations on them tell which of its points died since, and which it lacks. 
 or was made with other parameters, is not used.
 
 Layout: the FAISS index, the numbers (uint32), the ends of the ids (uint64), the ids, a JSON footer
-with the lengths of these and their SHA-256, the footer's length (8 bytes) and a magic word.
+with the lengths of these and their SHA-256, the footer's length (8 bytes) and a magic word. The
+vectors by label are in a file of their own, which the footer names.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from msgspec import Struct
 
 from actors.index.codes import Codec
 from actors.index.graph import SealedGraph
+from actors.index.growing import Numbers, positions
 from actors.index.image_ids import PackedIds
+from actors.index.store import ShardStore
+from actors.index.vector_file import VectorFile
 from contract.events import Quantization
 from contract.telemetry import LogField
 
@@ -34,6 +38,7 @@ _faiss: Any = faiss
 _FORMAT_VERSION = 1
 _MAGIC = b"RLGRAPH1"
 _CHUNK_BYTES = 1024 * 1024
+_CHUNK_ROWS = 1024
 
 
 class Footer(Struct, frozen=True, kw_only=True):
@@ -45,6 +50,7 @@ class Footer(Struct, frozen=True, kw_only=True):
     m: int
     ef_construction: int
     parts: tuple[int, int, int, int]
+    vectors: str | None
     sha256: str
 
 
@@ -64,6 +70,9 @@ class _Hashed:
 
 def save(path: Path, graph: SealedGraph, m: int, ef_construction: int) -> None:
     """Write a graph to `path`: synced to the disk and put in place at once, or not at all."""
+    if graph.file is not None:
+        # The graph file is what says how many rows of the vector file count.
+        graph.file.sync()
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
         hashed = _Hashed(file)
@@ -79,6 +88,7 @@ def save(path: Path, graph: SealedGraph, m: int, ef_construction: int) -> None:
             m=m,
             ef_construction=ef_construction,
             parts=(parts[0], parts[1], parts[2], parts[3]),
+            vectors=None if graph.file is None else graph.file.path.name,
             sha256=hashed.sha256.hexdigest(),
         )
         encoded = msgspec.json.encode(footer)
@@ -88,13 +98,16 @@ def save(path: Path, graph: SealedGraph, m: int, ef_construction: int) -> None:
     temporary.replace(path)
 
 
-def load(path: Path, dimension: int, m: int, ef_construction: int) -> SealedGraph | None:
-    """The graph in a file; None, with a log line that says why, if it cannot be used."""
+def load(path: Path, store: ShardStore, m: int, ef_construction: int) -> SealedGraph | None:
+    """The graph in a file; None, with a log line that says why, if it cannot be used.
+
+    The file of its vectors, beside it, is made anew from the store if it is missing.
+    """
     try:
         with path.open("rb") as file:
             footer = _footer(file)
-            _check(file, footer, (dimension, m, ef_construction))
-            return _read(file, footer)
+            _check(file, footer, (store.dimension, m, ef_construction))
+            return _read(file, footer, path.parent, store)
     except FileNotFoundError:
         return None
     except (ValueError, msgspec.MsgspecError, RuntimeError) as error:
@@ -132,7 +145,7 @@ def _check(file: BinaryIO, footer: Footer, made_with: tuple[int, int, int]) -> N
         raise ValueError("its checksum is wrong")
 
 
-def _read(file: BinaryIO, footer: Footer) -> SealedGraph:
+def _read(file: BinaryIO, footer: Footer, folder: Path, store: ShardStore) -> SealedGraph:
     file.seek(0)
     index = _faiss.read_index(_faiss.PyCallbackIOReader(file.read, _CHUNK_BYTES))
     # The reader of the index reads ahead.
@@ -140,4 +153,29 @@ def _read(file: BinaryIO, footer: Footer) -> SealedGraph:
     numbers = np.frombuffer(file.read(footer.parts[1]), dtype=np.uint32)
     ends = np.frombuffer(file.read(footer.parts[2]), dtype=np.uint64)
     codec = Codec(footer.quantization, footer.dimension)
-    return SealedGraph(codec, index, numbers, PackedIds(file.read(footer.parts[3]), ends))
+    image_ids = PackedIds(file.read(footer.parts[3]), ends)
+    vectors = None if footer.vectors is None else _vectors(folder / Path(footer.vectors).name, numbers, store)
+    return SealedGraph(codec, index, numbers, image_ids, vectors)
+
+
+def _vectors(path: Path, numbers: Numbers, store: ShardStore) -> VectorFile:
+    """The vector file of a graph with these numbers; a snapshot, for one, comes without it."""
+    if path.exists():
+        found = VectorFile(path, store.vector_type, store.dimension)
+        if found.holds(len(numbers)):
+            return found
+    made = VectorFile(path.with_name(f"{path.name}.tmp"), store.vector_type, store.dimension)
+    for stored, vectors in store.vector_chunks(_CHUNK_ROWS):
+        labels = positions(numbers, stored)
+        inside = labels >= 0
+        if inside.any():
+            labels = labels[inside]
+            # Labels ascend with the numbers; what lies between them is dead.
+            rows = np.zeros((int(labels[-1] - labels[0]) + 1, store.dimension), dtype=np.float32)
+            rows[labels - labels[0]] = vectors[inside]
+            made.write(int(labels[0]), rows)
+    if not made.holds(len(numbers)):
+        made.write(len(numbers) - 1, np.zeros((1, store.dimension), dtype=np.float32))
+    made.sync()
+    made.path.replace(path)
+    return VectorFile(path, store.vector_type, store.dimension)

@@ -44,16 +44,10 @@ class GrowingView(NamedTuple):
         Scores are inner products with the rows. The dead, and rows that are not `allowed` ((n,)
         bool), have the score -inf.
         """
-        hidden = self.dead if allowed is None else ~allowed if self.dead is None else self.dead | ~allowed
         count, chosen = len(self.rows), self.codec.candidates(k)
         if self.codes is None or count <= max(_BY_CODE_MIN, chosen):
-            scores = queries @ self.rows.T
-            if hidden is not None:
-                scores[:, hidden] = -np.inf
-            if count <= k:
-                return scores, np.broadcast_to(np.arange(count), scores.shape)
-            slots = np.argpartition(scores, count - k, axis=1)[:, -k:]
-            return np.take_along_axis(scores, slots, axis=1), slots
+            return self.compare(queries, k, allowed)
+        hidden = self._hidden(allowed)
         # A quarter of the bytes go through the processor, which is what a scan costs.
         wanted = self.codec.encode(queries).astype(np.uint8)
         distances = np.asarray(simsimd.cdist(wanted, self.codes, "sqeuclidean"))
@@ -64,6 +58,22 @@ class GrowingView(NamedTuple):
         if hidden is not None:
             scores[hidden[slots]] = -np.inf
         return scores, slots
+
+    def compare(self, queries: FloatMatrix, k: int, allowed: Mask | None = None) -> tuple[FloatMatrix, Slots]:
+        """As `search`, by comparison with every row in float32."""
+        hidden, count = self._hidden(allowed), len(self.rows)
+        scores = queries @ self.rows.T
+        if hidden is not None:
+            scores[:, hidden] = -np.inf
+        if count <= k:
+            return scores, np.broadcast_to(np.arange(count), scores.shape)
+        slots = np.argpartition(scores, count - k, axis=1)[:, -k:]
+        return np.take_along_axis(scores, slots, axis=1), slots
+
+    def _hidden(self, allowed: Mask | None) -> Mask | None:
+        if allowed is None:
+            return self.dead
+        return ~allowed if self.dead is None else self.dead | ~allowed
 
 
 class GrowingSegment:

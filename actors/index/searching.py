@@ -1,8 +1,7 @@
-"""How a batch of queries is answered from one view of the segments and the stored vectors."""
+"""How a batch of queries is answered from one view of the segments."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, cast
 
 import numpy as np
@@ -10,23 +9,20 @@ import numpy.typing as npt
 from pyroaring import BitMap
 
 from actors.index.graph import Bitmap, Labels, SealedGraph, bitmap_of
-from actors.index.growing import Mask, Numbers, positions
+from actors.index.growing import Mask, positions
 from actors.index.segments import View
-from actors.index.store import ShardStore
 from actors.messages import FloatMatrix
 
 # Score and image id of what was found, best first, equal scores by id.
 Found = list[tuple[float, str]]
 
-_CHUNK = 1024
+_CHUNK = 4096
 # So few vectors are read and compared faster than a graph is prepared for a filtered walk.
 _FEW = 512
 # Costs in comparisons of two codes, measured at 512 dimensions: a walk makes about 65 per unit of
 # its width, and a scan spends a seventh of one on each code that it passes over.
 _WALK_COST = 65
 _PASS_COST = 1 / 7
-# Reading vectors one by one costs several times what a walk over all of them costs for each.
-_FEW_SHARE = 4
 
 
 class SupportsIds(Protocol):
@@ -68,8 +64,7 @@ class Allowed:
 class Search:
     """Searches over one view. Any number of threads may have their own."""
 
-    def __init__(self, store: ShardStore, view: View) -> None:
-        self._store = store
+    def __init__(self, view: View) -> None:
         self._view = view
 
     def nearest(self, vectors: FloatMatrix, want: Want, allowed: Allowed) -> list[Found]:
@@ -118,12 +113,18 @@ class Search:
         return self._score(graph, vectors, k, scores, labels)
 
     def _compare(self, graph: SealedGraph, vectors: FloatMatrix, k: int, labels: Labels) -> list[Found]:
-        """Compare with the stored vectors of all these labels."""
+        """The best `k` of these labels by comparison with all of their vectors."""
         found: list[Found] = [[] for _ in vectors]
         for start in range(0, len(labels), _CHUNK):
-            some = np.broadcast_to(labels[start : start + _CHUNK], (len(vectors), len(labels[start : start + _CHUNK])))
-            for i, more in enumerate(self._rescored(graph, vectors, k, some)):
-                found[i] = best(found[i] + more, k)
+            some = labels[start : start + _CHUNK]
+            scores = vectors @ graph.vectors(some).T
+            for i, mine in enumerate(found):
+                least = mine[-1][0] if len(mine) >= k else -np.inf
+                if len(some) > k:
+                    least = max(least, np.partition(scores[i], -k)[-k])
+                better = np.flatnonzero(scores[i] >= least)
+                ids = [graph.image_ids[label] for label in some[better].tolist()]
+                found[i] = best([*mine, *zip(scores[i, better].tolist(), ids, strict=True)], k)
         return found
 
     def _score(
@@ -137,100 +138,28 @@ class Search:
 
     def _rescored(self, graph: SealedGraph, vectors: FloatMatrix, k: int, labels: Labels) -> list[Found]:
         """The best `k` by inner product of queries (q, d) with the stored vectors of their labels (q, c)."""
-        valid = labels >= 0
-        there, rows = self._store.vectors(graph.numbers[labels[valid]])
-        scores = np.full(labels.shape, -np.inf, dtype=np.float32)
-        valid[valid] = there
-        scores[valid] = np.einsum("ij,ij->i", rows, vectors[np.nonzero(valid)[0]])
-        found = _named(scores, labels, k, graph.image_ids)
-        if not there.all():
-            owners, lost = np.nonzero((labels >= 0) & ~valid)
-            ids = [graph.image_ids[label] for label in labels[owners, lost].tolist()]
-            for owner, score, image_id in self._replaced(vectors, owners.tolist(), ids):
-                found[owner].append((score, image_id))
-        return found
+        rows = graph.vectors(np.maximum(labels, 0).ravel()).reshape(*labels.shape, -1)
+        scores = np.einsum("qcd,qd->qc", rows, vectors)
+        scores[labels < 0] = -np.inf
+        return _named(scores, labels, k, graph.image_ids)
 
-    def _replaced(
-        self, vectors: FloatMatrix, owners: Sequence[int], image_ids: Sequence[str]
-    ) -> list[tuple[int, float, str]]:
-        """Scores of points that have another vector since the view was taken; the deleted are left out.
-
-        The view knows only the vector that is gone, so without this an image would be missing from
-        an answer for the moment of its upsert.
-        """
-        found: list[tuple[int, float, str]] = []
-        for owner, image_id, known in zip(owners, image_ids, self._store.rows(image_ids), strict=True):
-            row = known
-            while row is not None and row.point is not None:
-                there, now = self._store.vectors(np.array([row.point.number], dtype=np.uint32))
-                if there.all():
-                    found.append((owner, float(now[0] @ vectors[owner]), image_id))
-                    break
-                # Replaced once more between the two reads.
-                (row,) = self._store.rows([image_id])
-        return found
-
-    def exact(self, vectors: FloatMatrix, k: int, wanted: BitMap | None) -> list[Found]:
-        """The best `k` points per query by comparison with every stored vector that the view holds.
+    def exact(self, vectors: FloatMatrix, k: int, allowed: Allowed) -> list[Found]:
+        """The best `k` allowed points per query by comparison with every vector, as it is stored.
 
         Args:
             vectors: (q, d) float32.
             k: How many.
-            wanted: Numbers of the points that may be returned; None for all.
+            allowed: Which points.
         """
-        numbers = living_numbers(self._view)
-        total = len(numbers)
-        if wanted is not None:
-            numbers = numbers[positions(np.array(wanted.to_array(), dtype=np.uint32), numbers) >= 0]
+        growing, graph = self._view.growing, self._view.graph
         found: list[Found] = [[] for _ in vectors]
-        seen = np.zeros(len(numbers), dtype=np.bool_)
-        chunks = self._store.vector_chunks(_CHUNK) if len(numbers) * _FEW_SHARE > total else self._chunks_of(numbers)
-        for stored, rows in chunks:
-            places = positions(numbers, stored)
-            inside = places >= 0
-            seen[places[inside]] = True
-            some = stored[inside]
-            scores = vectors @ rows[inside].T
-            for i, mine in enumerate(found):
-                least = mine[-1][0] if len(mine) >= k else -np.inf
-                if len(some) > k:
-                    least = max(least, np.partition(scores[i], -k)[-k])
-                better = np.flatnonzero(scores[i] >= least)
-                ids = self._image_ids(some[better])
-                found[i] = best([*mine, *zip(scores[i, better].tolist(), ids, strict=True)], k)
-        lost = self._image_ids(numbers[~seen])
-        for i in range(len(vectors)):
-            found[i] += [(score, image_id) for _, score, image_id in self._replaced(vectors, [i] * len(lost), lost)]
-        return [best(mine, k) for mine in found]
-
-    def _chunks_of(self, numbers: Numbers) -> Iterator[tuple[Numbers, FloatMatrix]]:
-        for start in range(0, len(numbers), _CHUNK):
-            some = numbers[start : start + _CHUNK]
-            there, rows = self._store.vectors(some)
-            yield some[there], rows
-
-    def _image_ids(self, numbers: Numbers) -> list[str]:
-        """Image ids of living points of the view."""
-        view = self._view
-        slots = positions(view.growing.numbers, numbers).tolist()
-        if view.graph is None:
-            return [view.growing.image_ids[slot] for slot in slots]
-        ids, labels = view.graph.image_ids, view.graph.labels(numbers).tolist()
-        return [
-            view.growing.image_ids[slot] if slot >= 0 else ids[label] for slot, label in zip(slots, labels, strict=True)
-        ]
-
-
-def living_numbers(view: View) -> Numbers:
-    """Numbers of all living points of a view, ascending."""
-    growing = view.growing
-    fresh = growing.numbers if growing.dead is None else growing.numbers[~growing.dead]
-    if view.graph is None:
-        return fresh
-    sealed = view.graph.numbers
-    if view.alive is not None:
-        sealed = sealed[np.unpackbits(view.alive, count=len(sealed), bitorder="little").view(np.bool_)]
-    return np.concatenate([sealed, fresh])
+        if growing.living:
+            scores, slots = growing.compare(vectors, k, allowed.growing)
+            found = _named(scores, slots, k, growing.image_ids)
+        if graph is not None and allowed.in_graph:
+            for mine, more in zip(found, self._compare(graph, vectors, k, _labels_of(allowed, graph)), strict=True):
+                mine.extend(more)
+        return [best(some, k) for some in found]
 
 
 def _labels_of(allowed: Allowed, graph: SealedGraph) -> npt.NDArray[np.int64]:

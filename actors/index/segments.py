@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import structlog
@@ -16,7 +16,8 @@ from actors.index.applying import Effect
 from actors.index.codes import Codec
 from actors.index.filters import FilterIndex
 from actors.index.graph import Bitmap, GraphBuilder, SealedGraph, bitmap_of
-from actors.index.growing import GrowingSegment, GrowingView, Mask, Numbers, positions
+from actors.index.growing import GrowingSegment, GrowingView, Numbers, positions
+from actors.index.vector_file import VectorFile
 from actors.messages import FloatMatrix
 from contract.filters import Filter
 from contract.telemetry import LogField
@@ -65,14 +66,6 @@ class View(NamedTuple):
         return 0 if self.graph is None or not len(self.graph) else int(self.graph.numbers[-1]) + 1
 
 
-class VectorSource(Protocol):
-    """Where stored vectors are read from."""
-
-    def vectors(self, numbers: Numbers) -> tuple[Mask, FloatMatrix]:
-        """Which of the numbers are there, (n,) bool, and the vectors of those, (m, d) float32."""
-        ...
-
-
 class Segments:
     """The search structure of a shard: one writer, one builder, and any number of readers of its `view`.
 
@@ -86,13 +79,13 @@ class Segments:
         self,
         codec: Codec,
         parameters: SegmentParameters,
-        source: VectorSource,
+        new_file: Callable[[], VectorFile],
         filters: FilterIndex,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._target = codec
         self._parameters = parameters
-        self._source = source
+        self._new_file = new_file
         self.filters = filters
         self._clock = clock
         self._changing = threading.Lock()
@@ -102,7 +95,6 @@ class Segments:
         self._dead = BitMap()
         self._successor: GraphBuilder | None = None
         self._copied = 0
-        self._missed = BitMap()
         self._changed_at = clock()
         self.view = View(None, None, 0, self._growing.view())
 
@@ -251,7 +243,8 @@ class Segments:
         return self._target if not self._target.train_min else Codec("sq8", self._target.dimension)
 
     def _empty_builder(self, codec: Codec) -> GraphBuilder:
-        return GraphBuilder.empty(codec, self._parameters.m, self._parameters.ef_construction)
+        file = None if codec.is_exact else self._new_file()
+        return GraphBuilder.empty(codec, self._parameters.m, self._parameters.ef_construction, file)
 
     def _rebuild_codec(self, view: View) -> Codec | None:
         """The quantization of the graph that shall take this one's place; None if it is good as it is."""
@@ -267,7 +260,7 @@ class Segments:
     def _rebuild_step(self) -> bool:
         """Copy some living points into the successor of the graph, and swap once it has them all.
 
-        The vectors come from the store, so a coarse code is never made from another code.
+        The vectors are those of the store, so a coarse code is never made from another code.
         """
         with self._building:
             view = self.view
@@ -275,27 +268,20 @@ class Segments:
                 codec = self._rebuild_codec(view)
                 if codec is None:
                     return False
-                self._successor, self._copied, self._missed = self._trained(codec, view), 0, BitMap()
+                self._successor, self._copied = self._trained(codec, view), 0
             graph, successor = view.graph, self._successor
             assert graph is not None  # noqa: S101 - a graph is only ever replaced by another
             start = int(np.searchsorted(graph.numbers, self._copied))
             labels = np.arange(start, min(start + _STEP, len(graph)))
             if view.alive is not None:
                 labels = labels[(view.alive[labels >> 3] >> (labels & 7)) & 1 == 1]
-            there, vectors = self._source.vectors(graph.numbers[labels])
-            self._missed.update(graph.numbers[labels[~there]].tolist())
-            labels = labels[there]
-            successor.add(graph.numbers[labels], [graph.image_ids[label] for label in labels.tolist()], vectors, 1)
+            ids = [graph.image_ids[label] for label in labels.tolist()]
+            successor.add(graph.numbers[labels], ids, graph.vectors(labels), 1)
             if start + _STEP < len(graph):
                 self._copied = int(graph.numbers[start + _STEP])
                 return True
-            self._copied = int(graph.numbers[-1]) + 1
             sealed = successor.seal()
             with self._changing:
-                # The store is ahead: who is not there any more dies here, too, in a moment, but lives until then.
-                missed = graph.labels(np.array(self._missed.to_array(), dtype=np.uint32))
-                if not BitMap(missed.tolist()).issubset(self._dead):
-                    return False
                 # Who died while the successor was made is dead in the graph, whose labels are others.
                 dead_before = graph.numbers[np.array(self._dead.to_array(), dtype=np.uint32)]
                 gone = sealed.labels(dead_before)
@@ -306,19 +292,20 @@ class Segments:
             return True
 
     def _trained(self, codec: Codec, view: View) -> GraphBuilder:
-        """An empty builder, its codec trained on a sample of the store."""
+        """An empty builder, its codec trained on a sample of the graph's vectors."""
         builder = self._empty_builder(codec)
         if codec.train_min:
             assert view.graph is not None  # noqa: S101 - see _rebuild_codec
-            numbers = view.graph.numbers
+            labels = np.arange(len(view.graph))
             if view.alive is not None:
-                numbers = numbers[np.unpackbits(view.alive, count=len(numbers), bitorder="little").view(np.bool_)]
-            wanted = min(len(numbers), _TRAIN_FACTOR * codec.train_min)
-            chosen = np.random.default_rng(0).choice(len(numbers), wanted, replace=False)
-            _, sample = self._source.vectors(np.sort(numbers[chosen]))
-            builder.train(sample, 1)
+                labels = labels[np.unpackbits(view.alive, count=len(labels), bitorder="little").view(np.bool_)]
+            wanted = min(len(labels), _TRAIN_FACTOR * codec.train_min)
+            chosen = np.random.default_rng(0).choice(labels, wanted, replace=False)
+            builder.train(view.graph.vectors(np.sort(chosen)), 1)
         return builder
 
     def stop(self) -> None:
-        """Give up the building under way; what it would have sealed stays in the growing segment."""
+        """Give up the building under way and wait for its end; what it would have sealed keeps growing."""
         self._stopping.set()
+        with self._building:
+            pass
