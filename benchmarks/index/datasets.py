@@ -108,6 +108,12 @@ def divided(name: str, rows: FloatMatrix) -> Dataset:
     )
 
 
+def save(dataset: Dataset, folder: Path) -> None:
+    """Write the parts of a data set as `.npy` files for other processes."""
+    for name in ("points", "arriving", "queries", "neighbours"):
+        np.save(folder / f"{name}.npy", getattr(dataset, name))
+
+
 def synthetic(count: int, seed: int, *, clusters: int = 0, dimension: int = DIMENSION) -> FloatMatrix:
     """(count, dimension) float32, L2-normalised, of intrinsic dimension 64, the same for the same arguments.
 

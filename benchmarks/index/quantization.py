@@ -1,7 +1,7 @@
 """What each quantization of the engine costs in recall and gives in memory: `python -m benchmarks.index.quantization`.
 
-At one fixed ef, with re-scoring (the engine's answer) and without it (the walk through the codes of
-the very same graph).
+At one fixed ef, with re-scoring (the engine's answer) and without it (a FAISS graph over the same codes,
+with the same parameters).
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
-from actors.index import graph_files
+import faiss
+import numpy as np
+
 from actors.index.codes import Codec
-from actors.index.graph import SealedGraph, use_threads
+from actors.index.graph import use_threads
 from actors.messages import FloatMatrix
 from benchmarks.index import datasets
-from benchmarks.index.datasets import Dataset, K
+from benchmarks.index.datasets import Dataset, K, save
 from benchmarks.index.engine_system import EngineSystem
-from benchmarks.index.measuring import INSERT_BATCH
+from benchmarks.index.measuring import INSERT_BATCH, RowFile
 from benchmarks.index.resources import memory, settle
 from benchmarks.index.run import run_folder
 from benchmarks.index.systems import Options
-from benchmarks.index.truth import recall
+from benchmarks.index.truth import Neighbours, recall
 from benchmarks.result_file import RESULTS, Result, write
 from contract.events import Quantization
 from contract.settings import load_settings
@@ -35,7 +37,9 @@ SEED: Final = 20
 EF: Final = 64
 _BATCH = 32
 _M, _EF_CONSTRUCTION = 16, 100
+_CHUNK = 1024
 _SEARCH_S = 3.0
+_faiss: Any = faiss
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,16 @@ class Row:
     searches_per_s: float
 
 
-def measure(quantization: Quantization, dataset: Dataset, folder: Path) -> Row:
-    """Build an engine of a quantization, and search it at EF."""
+def measure(quantization: Quantization, folder: Path) -> Row:
+    """Build an engine of a quantization over the data set's files in `folder`, and search it at EF."""
+    points = RowFile(folder / "points.npy")
+    queries: FloatMatrix = np.load(folder / "queries.npy")
+    neighbours: Neighbours = np.load(folder / "neighbours.npy")
     options = Options(
         folder=str(folder / "store"),
         variant=quantization,
-        dimension=dataset.points.shape[1],
-        capacity=len(dataset.points),
+        dimension=points.shape[1],
+        capacity=len(points),
         m=_M,
         ef_construction=_EF_CONSTRUCTION,
         build_threads=1,
@@ -64,26 +71,24 @@ def measure(quantization: Quantization, dataset: Dataset, folder: Path) -> Row:
     )
     system = EngineSystem(options)
     empty = _anonymous_bytes()
-    for start in range(0, len(dataset.points), INSERT_BATCH):
-        rows = dataset.points[start : start + INSERT_BATCH]
+    for start in range(0, len(points), INSERT_BATCH):
+        rows = points.rows(start, start + INSERT_BATCH)
         system.insert(system.encode([str(start + i) for i in range(len(rows))], rows))
     system.finish()
     system.set_effort(EF)
     answers: list[list[str]] = []
-    for start in range(0, len(dataset.queries), _BATCH):
-        answers += system.search(dataset.queries[start : start + _BATCH], K)
-    searches_per_s = _searches_per_s(system, dataset.queries)
+    for start in range(0, len(queries), _BATCH):
+        answers += system.search(queries[start : start + _BATCH], K)
+    searches_per_s = _searches_per_s(system, queries)
     full = _anonymous_bytes()
     system.close()
-    graph = graph_files.load(folder / "store" / "graph", options.dimension, _M, _EF_CONSTRUCTION)
-    if graph is None or graph.codec.quantization != quantization:
-        raise RuntimeError(f"the graph was not built with {quantization}")
+    by_codes, code_bytes = _by_codes(Codec(quantization, options.dimension), points, queries)
     return Row(
         quantization,
-        recall(answers, dataset.neighbours, K),
-        recall(_by_codes(graph, dataset.queries), dataset.neighbours, K),
-        (full - empty) / len(dataset.points),
-        Codec(quantization, options.dimension).new_index(_M, _EF_CONSTRUCTION).storage.sa_code_size(),
+        recall(answers, neighbours, K),
+        recall(by_codes, neighbours, K),
+        (full - empty) / len(points),
+        code_bytes,
         searches_per_s,
     )
 
@@ -104,16 +109,24 @@ def _searches_per_s(system: EngineSystem, queries: FloatMatrix) -> float:
     return searched / elapsed
 
 
-def _by_codes(graph: SealedGraph, queries: FloatMatrix) -> list[list[str]]:
+def _by_codes(codec: Codec, points: RowFile, queries: FloatMatrix) -> tuple[list[list[str]], int]:
+    """What the codes alone find, and their bytes per point."""
     use_threads(1)
-    _, labels = graph.search(graph.codec.encode(queries), K, EF)
-    return [[graph.image_ids[label] for label in row if label >= 0] for row in labels.tolist()]
+    index = codec.new_index(_M, _EF_CONSTRUCTION)
+    if codec.train_min:
+        index.train(codec.encode(points.rows(0, 2 * codec.train_min)))
+    for start in range(0, len(points), _CHUNK):
+        index.add(codec.encode(points.rows(start, start + _CHUNK)))
+    _, labels = index.search(codec.encode(queries), K, params=_faiss.SearchParametersHNSW(efSearch=EF))
+    code_bytes = int(_faiss.downcast_index(index.storage).sa_code_size())
+    return [[str(label) for label in row if label >= 0] for row in labels.tolist()], code_bytes
 
 
-def _in_process(quantization: Quantization, dataset: Dataset, folder: Path) -> Row:
+def _in_process(quantization: Quantization, dataset: Dataset) -> Row:
     """Measure in a process of its own, so that its memory is its own."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(measure, (quantization, dataset, folder))
+    with run_folder() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
+        save(dataset, folder)
+        return pool.apply(measure, (quantization, folder))
 
 
 def results(rows: list[Row], dataset: str) -> list[Result]:
@@ -159,8 +172,7 @@ def main() -> None:
     dataset = datasets.load(load_settings(), arguments.dataset, arguments.points, arguments.seed)
     rows = []
     for quantization in arguments.quantization:
-        with run_folder() as folder:
-            rows.append(_in_process(quantization, dataset, folder))
+        rows.append(_in_process(quantization, dataset))
         print(rows[-1], flush=True)
     name = "index-quantization"
     path = write(name, results(rows, dataset.name), arguments.seed, dataset.sha256, started_at, arguments.out)

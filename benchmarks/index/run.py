@@ -10,9 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.index.datasets import Dataset
+from benchmarks.index.datasets import Dataset, save
 from benchmarks.index.systems import Options, SystemSpec
 from benchmarks.index.workers import SystemFailed, WorkerProcess
 
@@ -78,8 +76,7 @@ def measure(dataset: Dataset, specs: Sequence[SystemSpec], plan: Plan, folder: P
     rounds, so that whatever slows the machine down for a while slows all of them down. Then each is
     searched while it inserts, and closed and opened again.
     """
-    for name in ("points", "arriving", "queries", "neighbours"):
-        np.save(folder / f"{name}.npy", getattr(dataset, name))
+    save(dataset, folder)
     running = [_Running(spec, dataset, plan, folder) for spec in specs]
     try:
         for one in running:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.index import __main__ as command
-from benchmarks.index.datasets import divided, names, synthetic
+from benchmarks.index.datasets import divided, names, save, synthetic
 from benchmarks.index.engine_system import EngineSystem
 from benchmarks.index.faiss_system import FaissSystem
 from benchmarks.index.figures import headline, ratio_of_rounds, ratios, system_figures
@@ -192,8 +192,7 @@ def test_a_system_is_loaded_tuned_searched_beside_inserts_and_opened_again(
     tmp_path: Path, make: Callable[[Options], System]
 ) -> None:
     dataset = divided("small", synthetic(650, 2, dimension=32))
-    for name in ("points", "arriving", "queries", "neighbours"):
-        np.save(tmp_path / f"{name}.npy", getattr(dataset, name))
+    save(dataset, tmp_path)
     folder = tmp_path / "system"
     folder.mkdir()
     system = make(options(folder, "none"))
@@ -222,8 +221,7 @@ def test_a_system_is_loaded_tuned_searched_beside_inserts_and_opened_again(
 
 def test_loading_ends_at_its_limit(tmp_path: Path) -> None:
     dataset = divided("small", synthetic(200, 2, dimension=32))
-    for name in ("points", "arriving", "queries", "neighbours"):
-        np.save(tmp_path / f"{name}.npy", getattr(dataset, name))
+    save(dataset, tmp_path)
     with pytest.raises(TimeoutError, match="64 of 125 points"):
         Measuring(FaissSystem(options(tmp_path, "none")), tmp_path).load(0.0)
 
