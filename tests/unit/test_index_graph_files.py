@@ -20,7 +20,9 @@ from contract.filters import Filter, Match
 from tests.engine_log import FINGERPRINT, IDENTITY, EngineLog, clustered, drained, kill
 
 DIMENSION = 16
-PARAMETERS = EngineParameters(fingerprint=FINGERPRINT, dimension=DIMENSION, m=8, growing_max=1, rebuild_dead_min=50)
+PARAMETERS = EngineParameters(
+    fingerprint=FINGERPRINT, dimension=DIMENSION, m=8, quantization="sq8", growing_max=1, rebuild_dead_min=50
+)
 VECTORS = clustered(200, DIMENSION)
 QUERY = VECTORS[199]
 
@@ -115,11 +117,26 @@ def test_a_damaged_filter_file_is_left_out(tmp_path: Path, damage: Callable[[byt
     assert_good(log, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["graph", "filters"])
-def test_without_a_file_it_is_made_anew(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("pattern", ["graph", "filters", "rows-*"])
+def test_without_a_file_it_is_made_anew(tmp_path: Path, pattern: str) -> None:
     log = closed(tmp_path)
-    (tmp_path / name).unlink()
+    (file,) = tmp_path.glob(pattern)
+    file.unlink()
     assert_good(log, tmp_path)
+    assert len(list(tmp_path.glob(pattern))) == 1
+
+
+@pytest.mark.parametrize("left", [0, 1, 50 * DIMENSION * 4])
+def test_a_file_of_vectors_that_is_too_short_is_made_anew(tmp_path: Path, left: int) -> None:
+    log = closed(tmp_path)
+    (file,) = tmp_path.glob("rows-*")
+    os.truncate(file, left)
+    log.engine = ShardEngine(tmp_path, PARAMETERS)
+    assert log.engine.growing == 0
+    log.assert_whole(QUERY)
+    log.engine.close()
+    assert_good(log, tmp_path)
+    assert len(list(tmp_path.glob("rows-*"))) == 1
 
 
 @pytest.mark.parametrize("changed", [{"m": 6}, {"ef_construction": 50}])
@@ -130,11 +147,11 @@ def test_a_graph_of_other_parameters_is_made_anew(tmp_path: Path, changed: dict[
 
 def test_a_graph_of_another_quantization_serves_until_its_successor_is_there(tmp_path: Path) -> None:
     log = closed(tmp_path)
-    log.engine = ShardEngine(tmp_path, msgspec.structs.replace(PARAMETERS, quantization="sq8"))
-    assert (log.engine.growing, log.engine.quantization) == (0, "none")
+    log.engine = ShardEngine(tmp_path, msgspec.structs.replace(PARAMETERS, quantization="none"))
+    assert (log.engine.growing, log.engine.quantization) == (0, "sq8")
     log.assert_whole(QUERY)
     drained(log.engine)
-    assert (log.engine.quantization, log.engine.dead) == ("sq8", 0)
+    assert (log.engine.quantization, log.engine.dead) == ("none", 0)
     log.assert_whole(QUERY)
     log.engine.close()
 
@@ -179,8 +196,9 @@ class PowerCut:
         self.log.delete([f"{i:03d}" for i in range(10, 20)])
         self.log.engine.seal()
         self.log.engine.close()
-        for name in ("graph", "filters"):
-            shutil.copy(tmp_path / "store" / name, self.path / name)
+        for pattern in ("graph", "filters", "rows-*"):
+            for file in (tmp_path / "store").glob(pattern):
+                shutil.copy(file, self.path / file.name)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 60, 1000])
