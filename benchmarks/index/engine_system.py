@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from actors.index.engine import EngineParameters, ShardEngine
+from actors.index.graph import give_way
 from actors.log.records import LogIdentity, LogRecord
 from actors.messages import ShardQuery
 from benchmarks.index.systems import Floats, Options
@@ -17,7 +18,7 @@ from contract.topics import vector_key
 
 FINGERPRINT = "benchmark"
 _PARTITION = 0
-# As in the shard actor.
+# As in the shard actor, and so is the type of the stored vectors in a new collection.
 _DRAIN_PAUSE_S = 0.02
 
 
@@ -44,6 +45,7 @@ class EngineSystem:
                 m=options.m,
                 ef_construction=options.ef_construction,
                 quantization=cast("Quantization", options.variant),
+                vector_type="fp16",
                 build_threads=options.build_threads,
             ),
         )
@@ -58,6 +60,7 @@ class EngineSystem:
         return "riverlens, this commit"
 
     def _drain(self) -> None:
+        give_way()
         try:
             while not self._stopping.is_set():
                 before = self._applied
