@@ -73,7 +73,10 @@ bench-quality: $(VENV)/.installed-dev ## Recall and precision of the offline mod
 .PHONY: bench-index
 bench-index: $(VENV)/.installed-dev .venv-peers/.installed ## The shard engine beside raw FAISS and other vector stores (BENCH_ARGS="--points 1000000 …")
 	$(BIN)/python -m benchmarks.index $(BENCH_ARGS)
-	$(BIN)/python -m benchmarks.index.quantization
+
+.PHONY: bench-index-quantization
+bench-index-quantization: $(VENV)/.installed-dev ## Recall, memory and speed of the engine's quantizations
+	$(BIN)/python -m benchmarks.index.quantization $(BENCH_ARGS)
 
 .PHONY: lock
 lock: $(VENV)/.installed-dev ## Write the installed versions into constraints.txt

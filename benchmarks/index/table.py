@@ -17,6 +17,7 @@ _COLUMNS: Final = (
     ("recall_at_10", "recall@10"),
     ("effort", "ef"),
     ("inserts_per_s", "inserts/s"),
+    ("insert_cpu_ms_per_point", "processor ms per insert"),
     ("search_qps", "searches/s"),
     ("search_p50_ms", "p50 ms"),
     ("search_p99_ms", "p99 ms"),

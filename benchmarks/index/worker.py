@@ -39,7 +39,7 @@ class Worker:
                 settle()
                 return asdict(memory(os.getpid()))
             case "close":
-                self._opened.system.close()
+                self.close()
                 return {"disk_bytes": disk_bytes(Path(self._folder))}
             case "finish":
                 self._opened.system.finish()
@@ -65,6 +65,12 @@ class Worker:
                 raise TimeoutError("after a restart a point is not found by its own vector")
         return {"restart_s": time.perf_counter() - began}
 
+    def close(self) -> None:
+        """Close the system if one is open: it may have started a server."""
+        if self._measuring is not None:
+            self._measuring.system.close()
+            self._measuring = None
+
     @property
     def _opened(self) -> Measuring:
         if self._measuring is None:
@@ -86,6 +92,7 @@ def main() -> None:
             answer = {"error": f"{type(error).__name__}: {error}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+    worker.close()
 
 
 if __name__ == "__main__":

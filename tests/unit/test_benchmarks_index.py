@@ -331,7 +331,7 @@ def test_the_page_shows_targets_systems_and_failures() -> None:
     )
     assert "| `engine_search_ratio` | 0.800 | ≥ 0.9 | **no** |" in page
     assert "| `bytes_per_point_sq8` | 812 | ≤ 900 | yes |" in page
-    assert "| hnswlib | 0.951 | 64 | 1,000 |" in page
+    assert "| hnswlib | 0.951 | 64 | 1,000 | 0.100 |" in page
     assert "- **lancedb** failed: load: a\\|b c" in page
     widths = {line.count("|") for line in page.splitlines() if line.startswith(("| hnswlib | 0", "| lancedb | –"))}
     assert len(widths) == 1
