@@ -63,6 +63,41 @@ def embedded(image_id: str, vector: FloatMatrix, source_offset: int, payload: Ma
     )
 
 
+class Expected:
+    """The same events, in source order, on plain dictionaries."""
+
+    def __init__(self, events: list[LogEntry]) -> None:
+        self.vectors: dict[str, FloatMatrix] = {}
+        self.payloads: dict[str, Any] = {}
+        self.deleted: set[str] = set()
+        self.rejected: dict[str, str] = {}
+        for event in events:
+            match event:
+                case PointEmbedded():
+                    self.vectors[event.image_id] = np.frombuffer(event.vector, dtype=np.float32)
+                    self.payloads[event.image_id] = event.payload
+                    self.deleted.discard(event.image_id)
+                    self.rejected.pop(event.image_id, None)
+                case PayloadChanged() if event.image_id in self.vectors:
+                    self.payloads[event.image_id] = event.payload
+                case PointDeleted():
+                    self.vectors.pop(event.image_id, None)
+                    self.payloads.pop(event.image_id, None)
+                    self.rejected.pop(event.image_id, None)
+                    self.deleted.add(event.image_id)
+                case EventRejected():
+                    self.rejected[event.image_id] = event.code
+                case _:
+                    pass
+
+    def state(self, image_id: str) -> str | None:
+        if image_id in self.vectors:
+            return "searchable"
+        if image_id in self.rejected:
+            return "rejected"
+        return "deleted" if image_id in self.deleted else None
+
+
 class EngineLog:
     """Applies events to an engine, and remembers what must be searchable after them.
 

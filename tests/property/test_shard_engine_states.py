@@ -17,19 +17,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from actors.index import codes, searching
 from actors.index.engine import EngineParameters, ShardEngine
 from actors.log.records import LogRecord
-from actors.messages import FloatMatrix, ShardQuery
+from actors.messages import ShardQuery
 from contract.events import (
     EventRejected,
     LogEntry,
     PayloadChanged,
     PointDeleted,
-    PointEmbedded,
     Quantization,
     SourceAdvanced,
     VectorType,
 )
 from contract.filters import Condition, Filter, Match, Range, matches
-from tests.engine_log import FINGERPRINT, IDENTITY, drained, embedded, kill, records_of
+from tests.engine_log import FINGERPRINT, IDENTITY, Expected, drained, embedded, kill, records_of
 
 DIMENSION = 4
 IDS = [f"id-{n}" for n in range(12)]
@@ -44,41 +43,6 @@ conditions: st.SearchStrategy[Condition] = st.builds(Match, keys, values.map(tup
 )
 few_conditions = st.lists(conditions, max_size=2).map(tuple)
 filters = st.builds(Filter, must=few_conditions, should=few_conditions, must_not=few_conditions)
-
-
-class Expected:
-    """The same events, in source order, on plain dictionaries."""
-
-    def __init__(self, events: list[LogEntry]) -> None:
-        self.vectors: dict[str, FloatMatrix] = {}
-        self.payloads: dict[str, Any] = {}
-        self.deleted: set[str] = set()
-        self.rejected: dict[str, str] = {}
-        for event in events:
-            match event:
-                case PointEmbedded():
-                    self.vectors[event.image_id] = np.frombuffer(event.vector, dtype=np.float32)
-                    self.payloads[event.image_id] = event.payload
-                    self.deleted.discard(event.image_id)
-                    self.rejected.pop(event.image_id, None)
-                case PayloadChanged() if event.image_id in self.vectors:
-                    self.payloads[event.image_id] = event.payload
-                case PointDeleted():
-                    self.vectors.pop(event.image_id, None)
-                    self.payloads.pop(event.image_id, None)
-                    self.rejected.pop(event.image_id, None)
-                    self.deleted.add(event.image_id)
-                case EventRejected():
-                    self.rejected[event.image_id] = event.code
-                case _:
-                    pass
-
-    def state(self, image_id: str) -> str | None:
-        if image_id in self.vectors:
-            return "searchable"
-        if image_id in self.rejected:
-            return "rejected"
-        return "deleted" if image_id in self.deleted else None
 
 
 class ShardMachine(RuleBasedStateMachine):
