@@ -115,8 +115,6 @@ class ShardStore:
         options.set_db_write_buffer_size(self._write_buffer_bytes)
         options.set_max_total_wal_size(4 * self._write_buffer_bytes)
         options.set_keep_log_file_num(2)
-        # Scans and rebuilds read every vector: from the page cache, without a copy into the block cache.
-        options.set_allow_mmap_reads(True)
         families = {name: _options(cache) for name in (_IDS, _NUMBERS, _VECTORS)}
         self._db = Rdict(str(self._path), options, column_families=families)
         self._ids, self._numbers, self._vectors = (self._db.get_column_family(name) for name in families)
