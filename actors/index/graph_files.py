@@ -73,6 +73,7 @@ def save(path: Path, graph: SealedGraph, m: int, ef_construction: int) -> None:
     if graph.file is not None:
         # The graph file is what says how many rows of the vector file count.
         graph.file.sync()
+        graph.file.keep()
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
         hashed = _Hashed(file)
@@ -162,6 +163,7 @@ def _vectors(path: Path, numbers: Numbers, store: ShardStore) -> VectorFile:
     """The vector file of a graph with these numbers; a snapshot, for one, comes without it."""
     if path.exists():
         found = VectorFile(path, store.vector_type, store.dimension)
+        found.keep()
         if found.holds(len(numbers)):
             return found
     made = VectorFile(path.with_name(f"{path.name}.tmp"), store.vector_type, store.dimension)
@@ -178,4 +180,6 @@ def _vectors(path: Path, numbers: Numbers, store: ShardStore) -> VectorFile:
         made.write(len(numbers) - 1, np.zeros((1, store.dimension), dtype=np.float32))
     made.sync()
     made.path.replace(path)
-    return VectorFile(path, store.vector_type, store.dimension)
+    found = VectorFile(path, store.vector_type, store.dimension)
+    found.keep()
+    return found

@@ -25,7 +25,10 @@ _PREFIX = "rows-"
 
 
 class VectorFile:
-    """Rows of one dimension and type. One writer; rows that were written once are never changed while mapped."""
+    """Rows of one dimension and type. One writer; rows that were written once are never changed while mapped.
+
+    The file goes with the last user of this object, unless a graph file names it: see `keep`.
+    """
 
     def __init__(self, path: Path, vector_type: VectorType, dimension: int) -> None:
         """Open the file at `path`, or make it."""
@@ -34,12 +37,17 @@ class VectorFile:
         self._dimension = dimension
         self._row_bytes = dimension * self._dtype.itemsize
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        weakref.finalize(self, os.close, self._descriptor)
+        self._end = weakref.finalize(self, _discard, self._descriptor, path)
 
     @classmethod
     def new_in(cls, folder: Path, vector_type: VectorType, dimension: int) -> Self:
         """An empty file of a name of its own."""
         return cls(folder / f"{_PREFIX}{secrets.token_hex(8)}", vector_type, dimension)
+
+    def keep(self) -> None:
+        """Let the file outlive this object; idempotent."""
+        if self._end.detach() is not None:
+            self._end = weakref.finalize(self, os.close, self._descriptor)
 
     def write(self, first: int, vectors: FloatMatrix) -> None:
         """Put (n, d) float32 into rows `first` to `first + n`."""
@@ -65,6 +73,11 @@ class VectorFile:
     def sync(self) -> None:
         """Return when what was written is on the disk."""
         os.fsync(self._descriptor)
+
+
+def _discard(descriptor: int, path: Path) -> None:
+    os.close(descriptor)
+    path.unlink(missing_ok=True)
 
 
 def remove_others(folder: Path, kept: Path | None) -> None:
