@@ -47,7 +47,7 @@ class VectorFile:
     def keep(self) -> None:
         """Let the file outlive this object; idempotent."""
         if self._end.detach() is not None:
-            self._end = weakref.finalize(self, os.close, self._descriptor)
+            weakref.finalize(self, os.close, self._descriptor)
 
     def write(self, first: int, vectors: FloatMatrix) -> None:
         """Put (n, d) float32 into rows `first` to `first + n`."""
