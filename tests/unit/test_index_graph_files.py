@@ -254,6 +254,41 @@ def test_a_graph_that_could_not_be_used_for_a_while_is_not_used_again(tmp_path: 
     cut.log.engine.close()
 
 
+def vector_files(path: Path) -> list[str]:
+    return [file.name for file in path.glob("rows-*")]
+
+
+def test_a_vector_file_left_over_from_another_graph_goes_at_the_start(tmp_path: Path) -> None:
+    log = closed(tmp_path)
+    (file,) = vector_files(tmp_path)
+    for name in ("rows-0123456789abcdef", "rows-0123456789abcdef.tmp"):
+        (tmp_path / name).write_bytes(bytes(100))
+    log.engine = ShardEngine(tmp_path, PARAMETERS)
+    assert vector_files(tmp_path) == [file]
+    log.assert_whole(QUERY)
+    log.engine.close()
+
+
+def test_rebuilds_leave_no_vector_files_behind(tmp_path: Path) -> None:
+    log = begun(tmp_path)
+    used = set()
+    for shift in range(6):
+        log.upsert(some(0, 100, 10 * shift))
+        log.engine.seal()
+        drained(log.engine)
+        assert log.engine.dead == 0
+        # That of the graph, and that of the graph in the file.
+        assert len(vector_files(tmp_path)) == (1 if shift <= 3 else 2)
+        used.update(vector_files(tmp_path))
+        if shift == 3:
+            log.engine.checkpoint(tmp_path.parent / "copy")
+            assert vector_files(tmp_path.parent / "copy") == []
+    assert len(used) == 6
+    log.assert_whole(QUERY)
+    log.engine.close()
+    assert len(vector_files(tmp_path)) == 1
+
+
 def test_a_checkpoint_is_the_engine_as_of_one_moment(tmp_path: Path) -> None:
     log = begun(tmp_path / "store")
     log.upsert(some(0, 100), {"colour": "red"})
@@ -270,6 +305,7 @@ def test_a_checkpoint_is_the_engine_as_of_one_moment(tmp_path: Path) -> None:
     log.engine.close()
     then.engine = ShardEngine(tmp_path / "copy", PARAMETERS)
     assert (then.engine.growing, then.engine.dead) == (20, 11)
+    assert len(vector_files(tmp_path / "copy")) == 1, "made anew from the store"
     then.engine.close()
     assert_good(then, tmp_path / "copy")
     assert_good(log, tmp_path / "later")
