@@ -16,6 +16,8 @@ _LANES = 16
 # lies outside of this many deviations, and is cut there.
 _CLIP_DEVIATIONS = 4.5
 _ROTATION_SEED = 7
+# Squared lengths this close to 1 are those of unit vectors in half precision.
+_UNIT = 1e-3
 _PQ_BITS = 8
 _PQ_SUB_DIMENSION = 4
 # Source: FAISS, Clustering parameters; fewer than 39 points per centroid train badly.
@@ -41,7 +43,11 @@ class Codec:
     def __init__(self, quantization: Quantization, dimension: int) -> None:
         self.quantization: Quantization = quantization
         self.dimension = dimension
-        self._rotation = Rotation(dimension) if quantization in ("sq8", "rabitq") else None
+        self._rotation: Rotation | None = None
+        if quantization in ("sq8", "rabitq"):
+            width = -(-dimension // _LANES) * _LANES
+            scale = 127.5 * width**0.5 / _CLIP_DEVIATIONS if quantization == "sq8" else 1.0
+            self._rotation = Rotation(dimension, width, scale)
         self.train_min = {"pq": _PQ_TRAIN_MIN, "rabitq": _RABITQ_TRAIN_MIN}.get(quantization, 0)
 
     @property
@@ -102,42 +108,43 @@ class Codec:
         """Points or queries, (n, d) float32, as the FAISS index takes them: (n, width) float32."""
         if self.quantization in ("none", "fp16"):
             return np.ascontiguousarray(vectors, dtype=np.float32)
-        lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
-        unit: FloatMatrix = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)
+        squares = np.einsum("ij,ij->i", vectors, vectors)
+        unit = vectors
+        if np.abs(squares - 1).max(initial=0) > _UNIT:
+            unit = (vectors / np.sqrt(np.where(squares > 0, squares, 1))[:, None]).astype(np.float32, copy=False)
         if self._rotation is None:
-            return unit
+            return np.ascontiguousarray(unit, dtype=np.float32)
         rotated = self._rotation.apply(unit)
         if self.quantization == "rabitq":
             return rotated
-        rotated *= 127.5 * np.sqrt(self.width) / _CLIP_DEVIATIONS
         rotated += 128.0  # FAISS cuts the fraction off: this rounds to the middle of 0…255
-        np.maximum(rotated, 0.0, out=rotated)
-        np.minimum(rotated, 255.0, out=rotated)
-        return rotated
+        return np.clip(rotated, 0.0, 255.0, out=rotated)
 
 
 class Rotation:
-    """A fixed random rotation from `dimension` to `width`, the next multiple of 16.
+    """A fixed random rotation from `dimension` to `width`, and a stretch by `scale`.
 
     A Kronecker product of two small rotations after random signs: every component of the result
     depends on all components, and a vector costs a few microseconds instead of a whole matrix that
     has left the cache when the next query comes.
     """
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, width: int, scale: float) -> None:
         self.dimension = dimension
-        self.width = -(-dimension // _LANES) * _LANES
+        self.width = width
         rows = max(n for n in range(1, int(self.width**0.5) + 1) if self.width % n == 0)
         random = np.random.Generator(np.random.PCG64(_ROTATION_SEED))
         self._signs = random.choice([-1.0, 1.0], self.width).astype(np.float32)
         self._left, self._right = (_orthogonal(random, n) for n in (rows, self.width // rows))
+        self._left *= np.float32(scale)
 
     def apply(self, vectors: FloatMatrix) -> FloatMatrix:
-        """(n, d) float32 to (n, width) float32; lengths and angles stay."""
+        """(n, d) float32 to (n, width) float32; angles stay, lengths times `scale`."""
         if self.width != self.dimension:
             vectors = np.pad(vectors, ((0, 0), (0, self.width - self.dimension)))
         grid = (vectors * self._signs).reshape(-1, len(self._left), len(self._right)) @ self._right
-        return np.ascontiguousarray(np.matmul(self._left, grid).reshape(len(vectors), self.width))
+        rotated: FloatMatrix = np.matmul(self._left, grid).reshape(len(vectors), self.width)
+        return rotated
 
 
 def _orthogonal(random: np.random.Generator, size: int) -> FloatMatrix:

@@ -54,10 +54,14 @@ class GrowingView(NamedTuple):
         if hidden is not None:
             distances[:, hidden] = np.inf
         slots = np.argpartition(distances, chosen - 1, axis=1)[:, :chosen]
-        scores = np.einsum("qcd,qd->qc", self.rows[slots], queries)
+        scores = np.matmul(self.rows[slots], queries[:, :, None])[:, :, 0]
         if hidden is not None:
             scores[hidden[slots]] = -np.inf
         return scores, slots
+
+    def names(self, slots: Sequence[int]) -> list[str]:
+        """The image ids of these slots."""
+        return [self.image_ids[slot] for slot in slots]
 
     def compare(self, queries: FloatMatrix, k: int, allowed: Mask | None = None) -> tuple[FloatMatrix, Slots]:
         """As `search`, by comparison with every row in float32."""

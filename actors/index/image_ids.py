@@ -24,6 +24,13 @@ class PackedIds:
         start = int(self.ends[place - 1]) if place else 0
         return self.blob[start : int(self.ends[place])].decode()
 
+    def of(self, places: Sequence[int]) -> list[str]:
+        """The ids at these places: one by one, each costs twice as much."""
+        blob, at = self.blob, np.array(places, dtype=np.int64)
+        ends = self.ends[at].tolist()
+        starts = np.where(at > 0, self.ends[at - 1], 0).tolist()
+        return [blob[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+
     def extended(self, image_ids: Sequence[str]) -> PackedIds:
         """These and more after them."""
         encoded = [image_id.encode() for image_id in image_ids]

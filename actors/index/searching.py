@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,10 @@ from actors.messages import FloatMatrix
 
 # Score and image id of what was found, best first, equal scores by id.
 Found = list[tuple[float, str]]
+# Image ids of places in a segment.
+Named = Callable[[Sequence[int]], list[str]]
+
+_NONE = float("-inf")
 
 _CHUNK = 4096
 # So few vectors are read and compared faster than a graph is prepared for a filtered walk.
@@ -23,12 +28,6 @@ _FEW = 512
 # its width, and a scan spends a seventh of one on each code that it passes over.
 _WALK_COST = 65
 _PASS_COST = 1 / 7
-
-
-class SupportsIds(Protocol):
-    """Image ids by place."""
-
-    def __getitem__(self, place: int, /) -> str: ...
 
 
 class Want(NamedTuple):
@@ -86,7 +85,7 @@ class Search:
         if not growing.living:
             return [[] for _ in vectors]
         scores, slots = growing.search(vectors, k, allowed.growing)
-        return _named(scores, slots, k, growing.image_ids)
+        return _named(scores, slots, k, growing.names)
 
     def _in_graph(self, graph: SealedGraph, vectors: FloatMatrix, want: Want, allowed: Allowed) -> list[Found]:
         codec, matching = graph.codec, allowed.in_graph
@@ -123,7 +122,7 @@ class Search:
                 if len(some) > k:
                     least = max(least, np.partition(scores[i], -k)[-k])
                 better = np.flatnonzero(scores[i] >= least)
-                ids = [graph.image_ids[label] for label in some[better].tolist()]
+                ids = graph.image_ids.of(some[better].tolist())
                 found[i] = best([*mine, *zip(scores[i, better].tolist(), ids, strict=True)], k)
         return found
 
@@ -134,14 +133,14 @@ class Search:
         if not graph.codec.is_exact:
             return self._rescored(graph, vectors, k, labels)
         scores[labels < 0] = -np.inf
-        return _named(scores, labels, k, graph.image_ids)
+        return _named(scores, labels, k, graph.image_ids.of)
 
     def _rescored(self, graph: SealedGraph, vectors: FloatMatrix, k: int, labels: Labels) -> list[Found]:
         """The best `k` by inner product of queries (q, d) with the stored vectors of their labels (q, c)."""
         rows = graph.vectors(np.maximum(labels, 0).ravel()).reshape(*labels.shape, -1)
-        scores = np.einsum("qcd,qd->qc", rows, vectors)
+        scores = np.matmul(rows, vectors[:, :, None])[:, :, 0]
         scores[labels < 0] = -np.inf
-        return _named(scores, labels, k, graph.image_ids)
+        return _named(scores, labels, k, graph.image_ids.of)
 
     def exact(self, vectors: FloatMatrix, k: int, allowed: Allowed) -> list[Found]:
         """The best `k` allowed points per query by comparison with every vector, as it is stored.
@@ -155,7 +154,7 @@ class Search:
         found: list[Found] = [[] for _ in vectors]
         if growing.living:
             scores, slots = growing.compare(vectors, k, allowed.growing)
-            found = _named(scores, slots, k, growing.image_ids)
+            found = _named(scores, slots, k, growing.names)
         if graph is not None and allowed.in_graph:
             for mine, more in zip(found, self._compare(graph, vectors, k, _labels_of(allowed, graph)), strict=True):
                 mine.extend(more)
@@ -168,14 +167,17 @@ def _labels_of(allowed: Allowed, graph: SealedGraph) -> npt.NDArray[np.int64]:
     return np.flatnonzero(np.unpackbits(allowed.labels, count=len(graph), bitorder="little"))
 
 
-def _named(scores: FloatMatrix, places: Labels, k: int, image_ids: SupportsIds) -> list[Found]:
+def _named(scores: FloatMatrix, places: Labels, k: int, image_ids: Named) -> list[Found]:
     """The best `k` of each row, and what equals the last of them, with their ids; a score of -inf is none."""
-    found = []
+    chosen = []
     for row, whereabouts in zip(cast("list[list[float]]", scores.tolist()), places.tolist(), strict=True):
         ranked = sorted(zip(row, whereabouts, strict=True), reverse=True)
-        least = ranked[k - 1][0] if len(ranked) > k else -np.inf
-        found.append([(score, image_ids[place]) for score, place in ranked if score >= least and score > -np.inf])
-    return found
+        least = ranked[k - 1][0] if len(ranked) > k else _NONE
+        # Most often nothing equals the last of them, and everything is a hit.
+        cut = k if len(ranked) > k and ranked[k][0] < least else len(ranked)
+        chosen.append([pair for pair in ranked[:cut] if pair[0] >= least and pair[0] > _NONE])
+    names = iter(image_ids([place for ranked in chosen for _, place in ranked]))
+    return [[(score, next(names)) for score, _ in ranked] for ranked in chosen]
 
 
 def best(candidates: Found, k: int) -> Found:
