@@ -7,18 +7,18 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from actors.index.engine import EngineParameters
 from benchmarks.index import datasets
 from benchmarks.index.datasets import Dataset
-from benchmarks.index.engine_system import FINGERPRINT
 from benchmarks.index.figures import headline, ratios, system_figures
 from benchmarks.index.measuring import INSERT_BATCH
-from benchmarks.index.run import Measured, Plan, measure, run_folder
+from benchmarks.index.run import Measured, Plan, measure, measure_memory, run_folder
 from benchmarks.index.systems import SPECS, SystemSpec, spec
 from benchmarks.index.table import render
 from benchmarks.index.worker import SWITCH_INTERVAL_S
@@ -28,6 +28,10 @@ from contract.settings import load_settings
 
 SEED = 20
 _CHURN = "benchmarks.index.churn"
+# Part of what the engine keeps in memory is fixed, so bytes per point are taken from many points.
+_MEMORY_POINTS = 400_000
+_MEMORY_LOAD_LIMIT_S = 1200.0
+_LARGE = "synthetic-large"
 
 
 def _arguments() -> argparse.Namespace:
@@ -47,6 +51,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=plan.threads, help="build threads of every system")
     parser.add_argument("--without-churn", action="store_true", help="leave the churn runbook out")
+    parser.add_argument(
+        "--memory-points", type=int, default=_MEMORY_POINTS, help="points for the memory of the engine; 0 leaves it out"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of index.json and index.md")
     return parser.parse_args()
 
@@ -123,7 +130,6 @@ def main() -> None:
         load_limit_s=arguments.load_limit_s,
     )
     specs: list[SystemSpec] = [spec(name) for name in arguments.systems] if arguments.systems else list(SPECS)
-    default = EngineParameters(fingerprint=FINGERPRINT, dimension=1).quantization
     described, by_dataset, figures = [], [], []
     churn: list[Result] = []
     digest = hashlib.sha256()
@@ -134,10 +140,18 @@ def main() -> None:
         with run_folder() as folder:
             measured = measure(dataset, specs, plan, folder)
         described.append(_described(dataset, measured))
-        by_dataset.append((name, len(dataset.points), ratios(measured, default)))
+        by_dataset.append((name, len(dataset.points), ratios(measured, settings.quantization)))
         figures += [result for one in measured for result in system_figures(one, name)]
         if not churn and not arguments.without_churn:
             churn = _churn(dataset, arguments.seed)
+    if arguments.memory_points:
+        dataset = datasets.load(settings, "synthetic", arguments.memory_points, arguments.seed)
+        with run_folder() as folder:
+            many = replace(plan, threads=os.cpu_count() or 1, load_limit_s=_MEMORY_LOAD_LIMIT_S)
+            measured = [measure_memory(dataset, spec("engine_sq8"), many, folder)]
+        described.append(_described(dataset, measured))
+        by_dataset.append((_LARGE, len(dataset.points), ratios(measured, settings.quantization)))
+        figures += system_figures(measured[0], _LARGE)
     results = [*headline(by_dataset), *churn, *figures]
     path = write("index", results, arguments.seed, digest.hexdigest(), started_at, arguments.out)
     content = json.loads(path.read_text()) | {"method": method(plan), "datasets": described}

@@ -97,6 +97,19 @@ def measure(dataset: Dataset, specs: Sequence[SystemSpec], plan: Plan, folder: P
     return [one.measured for one in running]
 
 
+def measure_memory(dataset: Dataset, spec: SystemSpec, plan: Plan, folder: Path) -> Measured:
+    """Load one system, search it for a while, and see what it keeps in memory."""
+    save(dataset, folder)
+    running = _Running(spec, dataset, plan, folder)
+    try:
+        running.attempt("load", running.load)
+        running.attempt("search", running.search_round)
+        running.attempt("memory", running.measure_memory)
+    finally:
+        running.stop()
+    return running.measured
+
+
 class _Running:
     """One system under measurement."""
 
