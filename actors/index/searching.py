@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pyroaring import BitMap
 
 from actors.index.graph import Bitmap, Labels, SealedGraph, bitmap_of
-from actors.index.growing import Mask, positions
+from actors.index.growing import Mask, Numbers, positions
 from actors.index.segments import View
 from actors.messages import FloatMatrix
 
@@ -28,6 +28,8 @@ _FEW = 512
 # its width, and a scan spends a seventh of one on each code that it passes over.
 _WALK_COST = 65
 _PASS_COST = 1 / 7
+# To find a number by bisection costs as much as to pass over this many places of a table.
+_TABLE_SHARE = 16
 
 
 class Want(NamedTuple):
@@ -51,9 +53,7 @@ class Allowed:
         numbers = np.array(wanted.to_array(), dtype=np.uint32)
         self.growing = positions(numbers, view.growing.numbers) >= 0
         if graph is not None:
-            mask = np.zeros(len(graph), dtype=np.bool_)
-            labels = graph.labels(numbers)
-            mask[labels[labels >= 0]] = True
+            mask = _members(graph.numbers, numbers)
             if view.alive is not None:
                 mask &= np.unpackbits(view.alive, count=len(graph), bitorder="little").view(np.bool_)
             self.labels = bitmap_of(mask)
@@ -159,6 +159,24 @@ class Search:
             for mine, more in zip(found, self._compare(graph, vectors, k, _labels_of(allowed, graph)), strict=True):
                 mine.extend(more)
         return [best(some, k) for some in found]
+
+
+def _members(numbers: Numbers, wanted: Numbers) -> Mask:
+    """Which of the numbers are wanted; both ascend."""
+    mask = np.zeros(len(numbers), dtype=np.bool_)
+    if not len(numbers):
+        return mask
+    first, last = int(numbers[0]), int(numbers[-1])
+    wanted = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, last, "right")]
+    if _TABLE_SHARE * len(wanted) > last - first:
+        # Faster than to look for so many one by one.
+        table = np.zeros(last - first + 1, dtype=np.bool_)
+        table[wanted - np.uint32(first)] = True
+        mask = table[numbers - np.uint32(first)]
+    else:
+        found = positions(numbers, wanted)
+        mask[found[found >= 0]] = True
+    return mask
 
 
 def _labels_of(allowed: Allowed, graph: SealedGraph) -> npt.NDArray[np.int64]:
