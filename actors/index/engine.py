@@ -121,8 +121,8 @@ class ShardEngine:
             # Nobody knows which numbers it holds, so nothing keeps the store from giving them again.
             self._graph_file.unlink(missing_ok=True)
         remove_others(self._path, None if graph is None or graph.file is None else graph.file.path)
-        # The graph in the file, and its number of points.
-        self._saved_graph, self._saved = graph, 0 if graph is None else len(graph)
+        # The graph in the file.
+        self._saved_graph = graph
         if graph is not None and len(graph):
             # After a power cut the graph may know numbers that the store has lost; they are never given again.
             used = int(graph.numbers[-1]) + 1
@@ -223,7 +223,7 @@ class ShardEngine:
             self._segments.stop()
             self._store.reset()
             self._positions = {}
-            self._saved_graph, self._saved = None, 0
+            self._saved_graph = None
             self._begin_empty()
 
     def close(self) -> None:
@@ -325,13 +325,21 @@ class ShardEngine:
         """One step of bringing points to the graph, and of its upkeep; False if none is due."""
         if not self._segments.drain():
             return False
-        graph = self._segments.view.graph
-        total = 0 if graph is None else len(graph)
-        due = min(max(_SAVE_MIN, int(_SAVE_SHARE * self._saved)), _SAVE_MAX)
-        if total >= self._saved + due or total < self._saved:
-            with self._saving:
+        with self._saving:
+            if self._save_is_due():
                 self._save_graph()
         return True
+
+    def _save_is_due(self) -> bool:
+        graph, saved = self._segments.view.graph, self._saved_graph
+        if graph is None:
+            return False
+        if saved is None:
+            return len(graph) >= _SAVE_MIN
+        unsaved = len(graph) - int(np.searchsorted(graph.numbers, saved.numbers[-1], side="right"))
+        # A rebuilt graph has a vector file of its own; until it is saved, both are on the disk.
+        rebuilt = graph.file is not saved.file or len(graph) < len(saved)
+        return rebuilt or unsaved >= min(max(_SAVE_MIN, int(_SAVE_SHARE * len(saved))), _SAVE_MAX)
 
     def seal(self) -> None:
         """Bring all points from the growing segment to the graph now."""
@@ -365,7 +373,7 @@ class ShardEngine:
         graph = self._segments.view.graph
         if graph is not None and graph is not self._saved_graph and not self._store.is_closed:
             graph_files.save(self._graph_file, graph, self.parameters.m, self.parameters.ef_construction)
-            before, self._saved_graph, self._saved = self._saved_graph, graph, len(graph)
+            before, self._saved_graph = self._saved_graph, graph
             if before is not None and before.file is not None and before.file is not graph.file:
                 before.file.path.unlink(missing_ok=True)
 

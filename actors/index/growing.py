@@ -71,7 +71,10 @@ class GrowingView(NamedTuple):
             scores[:, hidden] = -np.inf
         if count <= k:
             return scores, np.broadcast_to(np.arange(count), scores.shape)
-        slots = np.argpartition(scores, count - k, axis=1)[:, -k:]
+        # What equals the last of the best comes along: which of them is a hit, the id decides.
+        least = np.partition(scores, count - k, axis=1)[:, count - k]
+        wanted = int((scores >= least[:, None]).sum(axis=1).max())
+        slots = np.argpartition(scores, count - wanted, axis=1)[:, -wanted:]
         return np.take_along_axis(scores, slots, axis=1), slots
 
     def _hidden(self, allowed: Mask | None) -> Mask | None:
