@@ -334,7 +334,7 @@ class ShardEngine:
         graph, saved = self._segments.view.graph, self._saved_graph
         if graph is None:
             return False
-        if saved is None:
+        if saved is None or not len(saved):
             return len(graph) >= _SAVE_MIN
         unsaved = len(graph) - int(np.searchsorted(graph.numbers, saved.numbers[-1], side="right"))
         # A rebuilt graph has a vector file of its own; until it is saved, both are on the disk.
