@@ -40,7 +40,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dataset", action="append", choices=datasets.names(), help="may be repeated; default: shobdo and synthetic"
     )
-    parser.add_argument("--points", type=int, help="at most this many points (default: 100,000 synthetic, all real)")
+    parser.add_argument("--points", type=int, help="at most this many points (default: 50,000 synthetic, all real)")
     parser.add_argument("--systems", nargs="+", choices=[one.name for one in SPECS], metavar="SYSTEM", help="some only")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--rounds", type=int, default=plan.rounds, help="turns at searching")
@@ -116,10 +116,41 @@ def _churn(dataset: Dataset, seed: int) -> list[Result]:
     return [Result("recall_after_churn_ratio", round(value, 4), "1")]
 
 
+class _Report:
+    """What was measured so far; written after every data set, so that a run that is cut off leaves what it has."""
+
+    def __init__(self, arguments: argparse.Namespace, plan: Plan, quantization: str) -> None:
+        self._seed, self._out = arguments.seed, arguments.out
+        self._plan = plan
+        self._quantization = quantization
+        self._started_at = datetime.now(UTC)
+        self._digest = hashlib.sha256()
+        self._described: list[dict[str, Any]] = []
+        self._by_dataset: list[tuple[str, int, dict[str, float]]] = []
+        self._figures: list[Result] = []
+        self.churn: list[Result] = []
+
+    def add(self, name: str, dataset: Dataset, measured: Sequence[Measured]) -> None:
+        """Take what was measured on a data set."""
+        self._digest.update(dataset.sha256.encode())
+        self._described.append(_described(dataset, measured))
+        self._by_dataset.append((name, len(dataset.points), ratios(measured, self._quantization)))
+        self._figures += [result for one in measured for result in system_figures(one, name)]
+
+    def write(self) -> Path:
+        """Write index.json and index.md; returns the path of the page."""
+        results = [*headline(self._by_dataset), *self.churn, *self._figures]
+        path = write("index", results, self._seed, self._digest.hexdigest(), self._started_at, self._out)
+        content = json.loads(path.read_text()) | {"method": method(self._plan), "datasets": self._described}
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        page = path.with_suffix(".md")
+        page.write_text(render(content), encoding="utf-8")
+        return page
+
+
 def main() -> None:
     """Entry point of `python -m benchmarks.index`."""
     arguments = _arguments()
-    started_at = datetime.now(UTC)
     settings = load_settings()
     plan = Plan(
         threads=arguments.threads,
@@ -130,36 +161,23 @@ def main() -> None:
         load_limit_s=arguments.load_limit_s,
     )
     specs: list[SystemSpec] = [spec(name) for name in arguments.systems] if arguments.systems else list(SPECS)
-    described, by_dataset, figures = [], [], []
-    churn: list[Result] = []
-    digest = hashlib.sha256()
+    report = _Report(arguments, plan, settings.quantization)
     for name in arguments.dataset or ["shobdo", "synthetic"]:
         dataset = datasets.load(settings, name, arguments.points, arguments.seed)
-        digest.update(dataset.sha256.encode())
         print(f"{name}: {len(dataset.points)} points of {dataset.points.shape[1]} dimensions", flush=True)
         with run_folder() as folder:
-            measured = measure(dataset, specs, plan, folder)
-        described.append(_described(dataset, measured))
-        by_dataset.append((name, len(dataset.points), ratios(measured, settings.quantization)))
-        figures += [result for one in measured for result in system_figures(one, name)]
-        if not churn and not arguments.without_churn:
-            churn = _churn(dataset, arguments.seed)
+            report.add(name, dataset, measure(dataset, specs, plan, folder))
+        report.write()
+        if not report.churn and not arguments.without_churn:
+            report.churn = _churn(dataset, arguments.seed)
     if arguments.memory_points:
         dataset = datasets.load(settings, "synthetic", arguments.memory_points, arguments.seed)
+        many = replace(plan, threads=os.cpu_count() or 1, load_limit_s=_MEMORY_LOAD_LIMIT_S)
         with run_folder() as folder:
-            many = replace(plan, threads=os.cpu_count() or 1, load_limit_s=_MEMORY_LOAD_LIMIT_S)
-            measured = [measure_memory(dataset, spec("engine_sq8"), many, folder)]
-        described.append(_described(dataset, measured))
-        by_dataset.append((_LARGE, len(dataset.points), ratios(measured, settings.quantization)))
-        figures += system_figures(measured[0], _LARGE)
-    results = [*headline(by_dataset), *churn, *figures]
-    path = write("index", results, arguments.seed, digest.hexdigest(), started_at, arguments.out)
-    content = json.loads(path.read_text()) | {"method": method(plan), "datasets": described}
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    page = path.with_suffix(".md")
-    page.write_text(render(content), encoding="utf-8")
+            report.add(_LARGE, dataset, [measure_memory(dataset, spec("engine_sq8"), many, folder)])
+    page = report.write()
     print(page.read_text())
-    print(path)
+    print(page.with_suffix(".json"))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def names() -> list[str]:
 
 
 def load(settings: Settings, name: str, points: int | None, seed: int) -> Dataset:
-    """A data set of at most `points` points (None: 100,000 synthetic ones, or all that are there).
+    """A data set of at most `points` points (None: 50,000 synthetic ones, or all that are there).
 
     Real vectors are shuffled by the seed before they are divided.
 
@@ -83,7 +83,7 @@ def load(settings: Settings, name: str, points: int | None, seed: int) -> Datase
         KeyError: no data set of that name.
         DatasetUnavailable, ModelUnavailable: the vectors cannot be had on this machine.
     """
-    wanted = QUERIES + round((points or 100_000) * (1 + _ARRIVING_SHARE))
+    wanted = QUERIES + round((points or 50_000) * (1 + _ARRIVING_SHARE))
     rows = _SOURCES[name](settings, wanted, seed)
     if points is not None:
         rows = rows[:wanted]
