@@ -16,6 +16,7 @@ from actors.index.answering import Answering
 from actors.index.applying import effect_of
 from actors.index.codes import Codec
 from actors.index.filters import FilterIndex
+from actors.index.graph_files import Saved
 from actors.index.manifest import SnapshotFacts
 from actors.index.recall import RecallSampler
 from actors.index.rows import Position
@@ -121,8 +122,7 @@ class ShardEngine:
             # Nobody knows which numbers it holds, so nothing keeps the store from giving them again.
             self._graph_file.unlink(missing_ok=True)
         remove_others(self._path, None if graph is None or graph.file is None else graph.file.path)
-        # The graph in the file.
-        self._saved_graph = graph
+        self._saved = None if graph is None else Saved.of(graph)
         if graph is not None and len(graph):
             # After a power cut the graph may know numbers that the store has lost; they are never given again.
             used = int(graph.numbers[-1]) + 1
@@ -223,7 +223,7 @@ class ShardEngine:
             self._segments.stop()
             self._store.reset()
             self._positions = {}
-            self._saved_graph = None
+            self._saved = None
             self._begin_empty()
 
     def close(self) -> None:
@@ -331,15 +331,15 @@ class ShardEngine:
         return True
 
     def _save_is_due(self) -> bool:
-        graph, saved = self._segments.view.graph, self._saved_graph
+        graph, saved = self._segments.view.graph, self._saved
         if graph is None:
             return False
-        if saved is None or not len(saved):
+        if saved is None or not saved.points:
             return len(graph) >= _SAVE_MIN
-        unsaved = len(graph) - int(np.searchsorted(graph.numbers, saved.numbers[-1], side="right"))
+        unsaved = len(graph) - int(np.searchsorted(graph.numbers, saved.last_number, side="right"))
         # A rebuilt graph has a vector file of its own; until it is saved, both are on the disk.
-        rebuilt = graph.file is not saved.file or len(graph) < len(saved)
-        return rebuilt or unsaved >= min(max(_SAVE_MIN, int(_SAVE_SHARE * len(saved))), _SAVE_MAX)
+        rebuilt = graph.file is not saved.file or len(graph) < saved.points
+        return rebuilt or unsaved >= min(max(_SAVE_MIN, int(_SAVE_SHARE * saved.points)), _SAVE_MAX)
 
     def seal(self) -> None:
         """Bring all points from the growing segment to the graph now."""
@@ -371,11 +371,13 @@ class ShardEngine:
 
     def _save_graph(self) -> None:
         graph = self._segments.view.graph
-        if graph is not None and graph is not self._saved_graph and not self._store.is_closed:
-            graph_files.save(self._graph_file, graph, self.parameters.m, self.parameters.ef_construction)
-            before, self._saved_graph = self._saved_graph, graph
-            if before is not None and before.file is not None and before.file is not graph.file:
-                before.file.path.unlink(missing_ok=True)
+        before = self._saved
+        if graph is None or self._store.is_closed or (before is not None and before.graph() is graph):
+            return
+        graph_files.save(self._graph_file, graph, self.parameters.m, self.parameters.ef_construction)
+        self._saved = Saved.of(graph)
+        if before is not None and before.file is not None and before.file is not graph.file:
+            before.file.path.unlink(missing_ok=True)
 
     def store_bytes(self) -> int:
         """Bytes of the store on disk."""

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, Self
 
 import faiss
 import msgspec
@@ -52,6 +53,20 @@ class Footer(Struct, frozen=True, kw_only=True):
     parts: tuple[int, int, int, int]
     vectors: str | None
     sha256: str
+
+
+class Saved(NamedTuple):
+    """What is known of the graph in the file, without holding that graph in memory."""
+
+    graph: weakref.ref[SealedGraph]
+    points: int
+    last_number: int
+    file: VectorFile | None
+
+    @classmethod
+    def of(cls, graph: SealedGraph) -> Self:
+        """Of a graph that was just written or read."""
+        return cls(weakref.ref(graph), len(graph), int(graph.numbers[-1]) if len(graph) else -1, graph.file)
 
 
 class _Hashed:
