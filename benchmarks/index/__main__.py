@@ -80,9 +80,9 @@ def method(plan: Plan) -> str:
     )
 
 
-def _described(dataset: Dataset, measured: Sequence[Measured]) -> dict[str, Any]:
+def _described(name: str, dataset: Dataset, measured: Sequence[Measured]) -> dict[str, Any]:
     return {
-        "name": dataset.name,
+        "name": name,
         "points": len(dataset.points),
         "dimension": int(dataset.points.shape[1]),
         "queries": len(dataset.queries),
@@ -133,7 +133,7 @@ class _Report:
     def add(self, name: str, dataset: Dataset, measured: Sequence[Measured]) -> None:
         """Take what was measured on a data set."""
         self._digest.update(dataset.sha256.encode())
-        self._described.append(_described(dataset, measured))
+        self._described.append(_described(name, dataset, measured))
         self._by_dataset.append((name, len(dataset.points), ratios(measured, self._quantization)))
         self._figures += [result for one in measured for result in system_figures(one, name)]
 
