@@ -275,7 +275,7 @@ class Segments:
             labels = np.arange(start, min(start + _STEP, len(graph)))
             if view.alive is not None:
                 labels = labels[(view.alive[labels >> 3] >> (labels & 7)) & 1 == 1]
-            ids = [graph.image_ids[label] for label in labels.tolist()]
+            ids = graph.image_ids.of(labels.tolist())
             successor.add(graph.numbers[labels], ids, graph.vectors(labels), 1)
             if start + _STEP < len(graph):
                 self._copied = int(graph.numbers[start + _STEP])

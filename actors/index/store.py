@@ -193,13 +193,6 @@ class ShardStore:
         decode = self._row_decoder.decode
         return [None if data is None else decode(data) for data in found]
 
-    def image_ids(self, numbers: Sequence[int]) -> list[str | None]:
-        """The image id each number belongs to; None where the vector is gone."""
-        if not numbers:
-            return []
-        found = cast("list[bytes | None]", self._numbers.get([int(n).to_bytes(4, "big") for n in numbers]))
-        return [None if data is None else data.decode() for data in found]
-
     def encode(self, vector: FloatMatrix) -> bytes:
         """A (d,) float32 vector as it is stored."""
         return vector.astype(self._dtype).tobytes()
