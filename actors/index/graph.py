@@ -165,6 +165,11 @@ class GraphBuilder:
         )
 
 
+def mask_of(bitmap: Bitmap, count: int) -> npt.NDArray[np.bool_]:
+    """(count,) bool: the first bits of a bitmap."""
+    return np.unpackbits(bitmap, count=count, bitorder="little").view(np.bool_)
+
+
 def bitmap_of(mask: npt.NDArray[np.bool_]) -> Bitmap:
     """One bit per entry of an (n,) bool mask."""
     return np.packbits(mask, bitorder="little")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
-from actors.index.graph import Bitmap, Labels, SealedGraph, bitmap_of
+from actors.index.graph import Bitmap, Labels, SealedGraph, bitmap_of, mask_of
 from actors.index.growing import Mask, Numbers, positions
 from actors.index.segments import View
 from actors.messages import FloatMatrix
@@ -55,7 +55,7 @@ class Allowed:
         if graph is not None:
             mask = _members(graph.numbers, numbers)
             if view.alive is not None:
-                mask &= np.unpackbits(view.alive, count=len(graph), bitorder="little").view(np.bool_)
+                mask &= mask_of(view.alive, len(graph))
             self.labels = bitmap_of(mask)
             self.in_graph = int(mask.sum())
 
@@ -182,7 +182,7 @@ def _members(numbers: Numbers, wanted: Numbers) -> Mask:
 def _labels_of(allowed: Allowed, graph: SealedGraph) -> npt.NDArray[np.int64]:
     if allowed.labels is None:
         return np.arange(len(graph))
-    return np.flatnonzero(np.unpackbits(allowed.labels, count=len(graph), bitorder="little"))
+    return np.flatnonzero(mask_of(allowed.labels, len(graph)))
 
 
 def _named(scores: FloatMatrix, places: Labels, k: int, image_ids: Named) -> list[Found]:

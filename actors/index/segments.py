@@ -15,7 +15,7 @@ from pyroaring import BitMap
 from actors.index.applying import Effect
 from actors.index.codes import Codec
 from actors.index.filters import FilterIndex
-from actors.index.graph import Bitmap, GraphBuilder, SealedGraph, bitmap_of
+from actors.index.graph import Bitmap, GraphBuilder, SealedGraph, bitmap_of, mask_of
 from actors.index.growing import GrowingSegment, GrowingView, Numbers, positions
 from actors.index.vector_file import VectorFile
 from actors.messages import FloatMatrix
@@ -298,7 +298,7 @@ class Segments:
             assert view.graph is not None  # noqa: S101 - see _rebuild_codec
             labels = np.arange(len(view.graph))
             if view.alive is not None:
-                labels = labels[np.unpackbits(view.alive, count=len(labels), bitorder="little").view(np.bool_)]
+                labels = labels[mask_of(view.alive, len(labels))]
             wanted = min(len(labels), _TRAIN_FACTOR * codec.train_min)
             chosen = np.random.default_rng(0).choice(labels, wanted, replace=False)
             builder.train(view.graph.vectors(np.sort(chosen)), 1)
