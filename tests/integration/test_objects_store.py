@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from actors.objects import ObjectStore, image_key, thumbnail_key
 from contract.errors import (
@@ -18,33 +15,11 @@ from contract.errors import (
     SettingsInvalid,
 )
 from contract.settings import Settings
+from tests.integration.s3 import CREDENTIALS, client
 
 pytestmark = pytest.mark.integration
 
-CREDENTIALS = {"access_key_id": "key", "secret_access_key": "secret", "region": "us-east-1"}
 SHA = "ab" + "0" * 62
-
-
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    """moto's S3 server with one bucket."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    client(endpoint).create_bucket(Bucket="pictures")
-    yield endpoint
-    server.stop()
-
-
-def client(endpoint: str):  # type: ignore[no-untyped-def]
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-        region_name="us-east-1",
-    )
 
 
 def s3_settings(home: Path, endpoint: str) -> Settings:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from actors.ended import remove_remote_snapshots
 from actors.index import remote_snapshots
@@ -14,22 +13,10 @@ from actors.index.snapshots import Snapshots
 from actors.snapshot_objects import SnapshotObjects, snapshots_prefix
 from contract.errors import ObjectMissing, ObjectStoreUnavailable
 from contract.settings import Settings
-from tests.integration.test_objects_store import client, s3_settings
+from tests.integration.test_objects_store import s3_settings
 from tests.unit.snapshot_fakes import Store, keys_of
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    """moto's S3 server with one bucket."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    client(endpoint).create_bucket(Bucket="pictures")
-    yield endpoint
-    server.stop()
 
 
 @pytest.fixture(params=["file", "s3"])
