@@ -38,9 +38,15 @@ def _print_collection(one: dict[str, Any]) -> None:
         f"{one['dimension']} dimensions",
         highlight=False,
     )
-    shards = Table("shard", "replica", "state", "pid", "points", "growing", "lag", "staleness", show_edge=False)
-    shards.add_column("snapshot", no_wrap=True)
-    shards.add_column("recall@10", no_wrap=True)
+    # What no shard has yet takes no room: the table fits into 80 columns.
+    snapshots, recalls = (
+        any(shard.get(field) is not None for shard in one["shards"]) for field in ("snapshot_at_ms", "recall_at_10")
+    )
+    shards = Table("shard", "state", "pid", "points", "growing", "lag", "stale", show_edge=False)
+    if snapshots:
+        shards.add_column("snapshot", no_wrap=True)
+    if recalls:
+        shards.add_column("recall@10", no_wrap=True)
     # By partition: the applied offset and, behind the stroke, the high watermark.
     shards.add_column("applied/high", no_wrap=True)
     for shard in one["shards"]:
@@ -49,13 +55,14 @@ def _print_collection(one: dict[str, Any]) -> None:
             f"{p}: {o}/{marks.get(p, '?')}" for p, o in sorted(shard.get("applied_offsets", {}).items())
         )
         state = shard["state"] if not shard.get("error") else f"{shard['state']}: {shard['error']}"
-        cells = (shard["shard"], shard["replica"], state, shard.get("pid"), shard.get("points"), shard.get("growing"))
-        staleness = shard.get("staleness_s")
+        name = f"{shard['shard']}/{shard['replica']}"
+        cells = (name, state, shard.get("pid"), shard.get("points"), shard.get("growing"), shard.get("consumer_lag"))
+        staleness, recall = shard.get("staleness_s"), shard.get("recall_at_10")
         shards.add_row(
-            *("" if cell is None else str(cell) for cell in (*cells, shard.get("consumer_lag"))),
+            *("" if cell is None else str(cell) for cell in cells),
             "" if staleness is None else f"{staleness:.1f} s",
-            _age(shard.get("snapshot_at_ms")),
-            "" if shard.get("recall_at_10") is None else f"{shard['recall_at_10']:.3f}",
+            *([_age(shard.get("snapshot_at_ms"))] if snapshots else []),
+            *(["" if recall is None else f"{recall:.3f}"] if recalls else []),
             offsets,
         )
     console.print(shards)
