@@ -32,17 +32,7 @@ class Answering:
     def search(
         self, vectors: FloatMatrix, queries: Sequence[ShardQuery], with_payload: bool = True
     ) -> tuple[tuple[Candidate, ...], ...]:
-        """Candidates of each query, best first, equal scores by id.
-
-        Args:
-            vectors: (q, d) float32, one row per query.
-            queries: What each of them wants; `exact` compares with every stored vector.
-            with_payload: Whether candidates carry their payload.
-
-        Raises:
-            InvalidRequest: vectors of another shape, a k below 1, or a filter on a field that is
-                not indexed.
-        """
+        """As ShardEngine.search, which says what it takes and raises."""
         if vectors.shape != (len(queries), self._dimension):
             raise InvalidRequest(
                 f"{len(queries)} queries of dimension {self._dimension} came with vectors {vectors.shape}"

@@ -133,8 +133,8 @@ class ShardEngine:
         places = np.searchsorted(alive, lacking)
         for start in range(0, len(lacking), _CHUNK):
             some = places[start : start + _CHUNK]
-            _, vectors = self._store.vectors(alive[some])
-            self._segments.load(alive[some], [image_ids[place] for place in some], vectors)
+            names = [image_ids[place] for place in some]
+            self._segments.load(alive[some], names, self._store.vectors(alive[some]))
             self._segments.wait_for_room()
         saved = filter_files.load(self._filters_file, self._store.progress.positions)
         # Good for one start: after a power cut the same positions may come again with other numbers.

@@ -11,14 +11,14 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 from rocksdict import BlockBasedOptions, Cache, Checkpoint, ChecksumType, DBCompressionType, Options, Rdict, WriteBatch
 
-from actors.index.growing import Mask, Numbers
+from actors.index.growing import Numbers
 from actors.index.rows import IdRow, Position
 from actors.index.vector_file import DTYPES
 from actors.log.records import LogIdentity
@@ -207,15 +207,13 @@ class ShardStore:
             return []
         return cast("list[bytes | None]", self._vectors.get([int(n).to_bytes(4, "big") for n in numbers]))
 
-    def vectors(self, numbers: Numbers) -> tuple[Mask, FloatMatrix]:
-        """Which of the numbers are there, (n,) bool, and the vectors of those, (m, d) float32."""
-        keys = numbers.astype(">u4").tobytes()
-        wanted = [keys[i : i + 4] for i in range(0, len(keys), 4)]
-        found = cast("list[bytes | None]", self._vectors.get(cast("list[Any]", wanted))) if wanted else []
+    def vectors(self, numbers: Numbers) -> FloatMatrix:
+        """The vectors of these numbers, (n, d) float32. Raises KeyError for a number that is not there."""
+        found = self.vector_bytes(numbers.tolist())
         there = [data for data in found if data is not None]
-        if len(there) == len(numbers):
-            return np.ones(len(numbers), dtype=np.bool_), self._matrix(there)
-        return np.array([data is not None for data in found], dtype=np.bool_), self._matrix(there)
+        if len(there) < len(found):
+            raise KeyError(int(numbers[found.index(None)]))
+        return self._matrix(there)
 
     def scan(self, after: str | None, limit: int) -> list[tuple[str, IdRow]]:
         """Up to `limit` ids with a point, ascending by the bytes of the id, from the first above `after`."""
