@@ -170,8 +170,17 @@ class Settings(BaseSettings):
     search_limit_max: int = Field(1000, ge=1)
     """Largest `limit` plus `offset` of a search."""
 
+    ef_search_max: int = Field(1000, ge=1)
+    """Largest `ef_search` of a search: one query may not cost as much as a scan."""
+
+    search_batch_max: int = Field(64, ge=1)
+    """Most searches in one request."""
+
+    list_limit_max: int = Field(1000, ge=1)
+    """Largest `limit` of a page when images are listed."""
+
     text_cache: int = Field(10_000, ge=0)
-    """Query vectors kept in memory, keyed by fingerprint and text."""
+    """Query vectors kept in memory, keyed by fingerprint and text or picture."""
 
     wait_searchable_timeout_s: float = Field(60.0, gt=0)
     """Longest wait of an upload with `wait=searchable`, in seconds."""

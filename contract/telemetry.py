@@ -27,7 +27,10 @@ INGEST_STAGE_SECONDS = Metric(
 UPLOADS = Metric("riverlens_uploads_total", "counter", "Uploads over HTTP, by status.", ("status",))
 SEARCHES = Metric("riverlens_searches_total", "counter", "Searches, by kind and coverage.", ("kind", "degraded"))
 SEARCH_STAGE_SECONDS = Metric("riverlens_search_stage_seconds", "histogram", "Time of one search stage.", ("stage",))
-QUERY_CACHE = Metric("riverlens_query_cache_total", "counter", "Query-vector cache look-ups.", ("result",))
+QUERY_CACHE = Metric(
+    "riverlens_query_cache_total", "counter", "Query-vector cache look-ups, by kind and result.", ("kind", "result")
+)
+QUERY_CACHE_ENTRIES = Metric("riverlens_query_cache_entries", "gauge", "Query vectors in the cache.")
 SHARDS_TOTAL = Metric("riverlens_shards", "gauge", "Shards of a collection.", ("collection",))
 SHARDS_ANSWERING = Metric("riverlens_shards_answering", "gauge", "Shards that answer.", ("collection",))
 POINTS = Metric("riverlens_points", "gauge", "Searchable points of a shard.", ("collection", "shard"))
@@ -77,6 +80,7 @@ class LogField(StrEnum):
     OFFSET = "offset"
     IMAGE_ID = "image_id"
     REQUEST_ID = "request_id"
+    REQUEST_IDS = "request_ids"
     CODE = "code"
     STAGE = "stage"
     DURATION_S = "duration_s"

@@ -25,6 +25,7 @@ class Metrics:
         self.uploads = self._counter(telemetry.UPLOADS)
         self.searches = self._counter(telemetry.SEARCHES)
         self.query_cache = self._counter(telemetry.QUERY_CACHE)
+        self.query_cache_entries = self._gauge(telemetry.QUERY_CACHE_ENTRIES)
         stages = telemetry.SEARCH_STAGE_SECONDS
         self.search_stage = Histogram(
             stages.name, stages.help, stages.labels, buckets=_BUCKETS_S, registry=self._registry

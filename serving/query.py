@@ -3,15 +3,16 @@
 A query has parts: words, a picture, an indexed image, positive and negative examples. Each part
 becomes a vector whose inner product with an image vector is a cosine. Parts are combined as their
 weighted mean, so the score of a combined query is the weighted mean of what its parts score:
-Σ wᵢ·sᵢ / Σ |wᵢ|.
+Σ wᵢ·sᵢ / Σ |wᵢ|. A list of examples is one part, the weighted mean of its members.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,12 +24,9 @@ from contract.settings import Settings
 from serving.catalog import ServedCollection
 from serving.dependencies import Objects
 from serving.metrics import Metrics
-from serving.schemas import Crop, SearchRequest
+from serving.schemas import Crop, Example, ExampleOrId, SearchRequest
+from serving.together import Together
 
-# A positive and a negative group at these weights is the direction 2·positive − negative.
-# Source: the strategy `average_vector` of Qdrant's recommendation API.
-POSITIVE_WEIGHT = 1.0
-NEGATIVE_WEIGHT = -0.5
 # How long a description of an encoder is believed before it is asked again beside the next encoding.
 DESCRIPTION_AGE_S = 1.0
 _ZERO_NORM = 1e-6
@@ -58,8 +56,16 @@ def combine(parts: Sequence[Part]) -> FloatMatrix:
     return np.asarray(mean, dtype=np.float32)
 
 
-class TextCache:
-    """Query vectors of texts, least recently used out first. Not for several threads.
+@dataclass(frozen=True, slots=True)
+class EncodedQuery:
+    """A query vector, (d,) float32. `cached`: all of it was; None for a query of stored vectors only."""
+
+    vector: FloatMatrix
+    cached: bool | None
+
+
+class QueryCache:
+    """Query vectors of texts and pictures, least recently used out first. Not for several threads.
 
     The key holds the encoder's fingerprint, so a vector of another encoder is never found.
     """
@@ -68,17 +74,17 @@ class TextCache:
         self._capacity = capacity
         self._vectors: OrderedDict[tuple[str, str], FloatMatrix] = OrderedDict()
 
-    def get(self, fingerprint: str, text: str) -> FloatMatrix | None:
+    def get(self, fingerprint: str, query: str) -> FloatMatrix | None:
         """The vector, (d,) float32, if it is there."""
-        vector = self._vectors.get((fingerprint, text))
+        vector = self._vectors.get((fingerprint, query))
         if vector is not None:
-            self._vectors.move_to_end((fingerprint, text))
+            self._vectors.move_to_end((fingerprint, query))
         return vector
 
-    def put(self, fingerprint: str, text: str, vector: FloatMatrix) -> None:
+    def put(self, fingerprint: str, query: str, vector: FloatMatrix) -> None:
         """Keep a vector."""
-        self._vectors[fingerprint, text] = vector
-        self._vectors.move_to_end((fingerprint, text))
+        self._vectors[fingerprint, query] = vector
+        self._vectors.move_to_end((fingerprint, query))
         while len(self._vectors) > self._capacity:
             self._vectors.popitem(last=False)
 
@@ -96,11 +102,15 @@ class QueryEncoder:
         self._objects = objects
         self._metrics = metrics
         self._clock = clock
-        self._cache = TextCache(settings.text_cache)
+        self._cache = QueryCache(settings.text_cache)
         self._descriptions: dict[str, tuple[float, EncoderDescription]] = {}
+        self._texts: Together[str, FloatMatrix] = Together()
+        self._points: Together[str, PointState | None] = Together()
 
-    async def encode(self, collection: ServedCollection, request: SearchRequest, image: bytes | None) -> FloatMatrix:
-        """The query vector, (d,) float32, of the encoder whose fingerprint the collection has.
+    async def encode(self, collection: ServedCollection, request: SearchRequest, image: bytes | None) -> EncodedQuery:
+        """The query vector, of the encoder whose fingerprint the collection has.
+
+        Requests that are encoded at the same time share the calls to the embedder and to the shards.
 
         Raises:
             InvalidRequest: no usable part, or a crop without a picture.
@@ -111,32 +121,80 @@ class QueryEncoder:
         """
         if request.crop is not None and image is None and request.image_id is None:
             raise InvalidRequest("`crop` needs a picture: `image` or `image_id`")
-        parts: list[Part] = []
+        weights: list[float] = []
+        making: list[Coroutine[None, None, FloatMatrix]] = []
+        # Whether each look-up in the cache found something.
+        hits: list[bool] = []
         if request.text is not None:
-            parts.append(Part(request.text_weight, await self._text(collection, request.text)))
+            weights.append(request.text_weight)
+            making.append(self._text(collection, request.text, hits))
         if image is not None:
-            parts.append(Part(request.image_weight, await self._picture(collection, image, request.crop)))
+            weights.append(request.image_weight)
+            making.append(self._picture(collection, image, request.crop, hits))
         if request.image_id is not None:
             region = request.crop if image is None else None
-            parts.append(Part(request.image_id_weight, await self._indexed(collection, request.image_id, region)))
-        for ids, weight in ((request.positive, POSITIVE_WEIGHT), (request.negative, NEGATIVE_WEIGHT)):
-            if ids:
-                points = await asyncio.gather(*(self._point(collection, image_id) for image_id in ids))
-                parts.append(Part(weight, np.mean([_vector(point) for point in points], axis=0, dtype=np.float32)))
-        return combine(parts)
+            weights.append(request.image_id_weight)
+            making.append(self._indexed(collection, request.image_id, region, hits))
+        for examples, weight in (
+            (request.positive, request.positive_weight),
+            (request.negative, -request.negative_weight),
+        ):
+            if examples:
+                weights.append(weight)
+                making.append(self._mean(collection, examples, hits))
+        vectors = await asyncio.gather(*making)
+        vector = combine([Part(weight, vector) for weight, vector in zip(weights, vectors, strict=True)])
+        return EncodedQuery(vector, all(hits) if hits else None)
 
-    async def _text(self, collection: ServedCollection, text: str) -> FloatMatrix:
-        fingerprint = collection.spec.fingerprint
-        cached = self._cache.get(fingerprint, text)
-        self._metrics.query_cache.labels("hit" if cached is not None else "miss").inc()
-        if cached is not None:
-            return cached
-        vectors, _ = await asyncio.gather(collection.embedder.encode_texts([text]), self._description(collection))
-        vector: FloatMatrix = vectors[0]
-        self._cache.put(fingerprint, text, vector)
+    async def _mean(
+        self, collection: ServedCollection, examples: Sequence[ExampleOrId], hits: list[bool]
+    ) -> FloatMatrix:
+        """The weighted mean of examples, (d,) float32."""
+        some = [Example(image_id=one) if isinstance(one, str) else one for one in examples]
+        vectors = await asyncio.gather(*(self._example(collection, one, hits) for one in some))
+        mean = np.average(np.stack(vectors), axis=0, weights=[one.weight for one in some])
+        return np.asarray(mean, dtype=np.float32)
+
+    async def _example(self, collection: ServedCollection, example: Example, hits: list[bool]) -> FloatMatrix:
+        if example.text is not None:
+            return await self._text(collection, example.text, hits)
+        return await self._indexed(collection, example.image_id or "", example.crop, hits)
+
+    def _look_up(self, kind: str, fingerprint: str, query: str, hits: list[bool]) -> FloatMatrix | None:
+        vector = self._cache.get(fingerprint, query)
+        hits.append(vector is not None)
+        self._metrics.query_cache.labels(kind, "hit" if vector is not None else "miss").inc()
         return vector
 
-    async def _picture(self, collection: ServedCollection, data: bytes, region: Crop | None) -> FloatMatrix:
+    def _keep(self, fingerprint: str, query: str, vector: FloatMatrix) -> None:
+        self._cache.put(fingerprint, query, vector)
+        self._metrics.query_cache_entries.set(len(self._cache))
+
+    async def _text(self, collection: ServedCollection, text: str, hits: list[bool]) -> FloatMatrix:
+        fingerprint = collection.spec.fingerprint
+        cached = self._look_up("text", fingerprint, f"text:{text}", hits)
+        if cached is not None:
+            return cached
+
+        async def encode(texts: Sequence[str]) -> list[FloatMatrix]:
+            return list(await collection.embedder.encode_texts(texts))
+
+        vector, _ = await asyncio.gather(
+            self._texts.get((collection.spec.model, fingerprint), text, encode),
+            self._description(collection),
+        )
+        self._keep(fingerprint, f"text:{text}", vector)
+        return vector
+
+    async def _picture(
+        self, collection: ServedCollection, data: bytes, region: Crop | None, hits: list[bool]
+    ) -> FloatMatrix:
+        fingerprint = collection.spec.fingerprint
+        digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+        query = f"image:{digest}" + ("" if region is None else f":{region.model_dump_json()}")
+        cached = self._look_up("image", fingerprint, query, hits)
+        if cached is not None:
+            return cached
         description = await self._description(collection)
 
         def pixels() -> Pixels:
@@ -151,19 +209,27 @@ class QueryEncoder:
             return to_pixels(image, description.preprocess)[None]
 
         vector: FloatMatrix = (await collection.embedder.encode_images(await asyncio.to_thread(pixels)))[0]
+        self._keep(fingerprint, query, vector)
         return vector
 
-    async def _indexed(self, collection: ServedCollection, image_id: str, region: Crop | None) -> FloatMatrix:
+    async def _indexed(
+        self, collection: ServedCollection, image_id: str, region: Crop | None, hits: list[bool]
+    ) -> FloatMatrix:
         point = await self._point(collection, image_id)
         if region is None:
             return _vector(point)
         if point.object_key is None:
             raise NotFound(f"image {image_id!r} has no stored bytes to crop")
-        return await self._picture(collection, await self._objects.get(point.object_key), region)
+        return await self._picture(collection, await self._objects.get(point.object_key), region, hits)
 
     async def _point(self, collection: ServedCollection, image_id: str) -> PointState:
         partition = collection.partition(image_id)
-        (point,) = await collection.ask(partition, lambda shard: shard.fetch([image_id], True))
+
+        async def fetch(image_ids: Sequence[str]) -> list[PointState | None]:
+            return await collection.ask(partition, lambda shard: shard.fetch(image_ids, True))
+
+        place = (collection.spec.name, collection.spec.incarnation, partition)
+        point = await self._points.get(place, image_id, fetch)
         if point is None or point.state != "searchable":
             raise NotFound(f"image {image_id!r} is not searchable in collection {collection.spec.name!r}")
         return point

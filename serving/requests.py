@@ -67,8 +67,8 @@ async def read_body(
 ) -> Form:
     """The body's fields and its file.
 
-    In a multipart body, `json_fields` are parsed from text, `list_fields` may be repeated or be a
-    JSON array, and an empty field counts as left out, because that is what browsers send.
+    In a multipart body, `json_fields` are parsed from text, `list_fields` may be repeated or be
+    JSON, and an empty field counts as left out, because that is what browsers send.
 
     Raises:
         ImageTooLarge: more bytes than allowed; noticed while reading, not after.
@@ -135,8 +135,9 @@ def _add_field(
     list_fields: tuple[str, ...],
 ) -> None:
     if name in list_fields:
-        more = json_field(value) if value.lstrip().startswith("[") else [value]
-        fields.setdefault(name, []).extend(more)
+        # What stands in neither bracket is a plain string, as an image id is.
+        more = json_field(value) if value.lstrip()[:1] in ("[", "{") else value
+        fields.setdefault(name, []).extend(more if isinstance(more, list) else [more])
     elif name in fields:
         raise InvalidRequest(f"the field {name!r} is given twice")
     else:

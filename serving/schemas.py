@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from contract.events import Quantization, VectorType
 
@@ -111,22 +111,55 @@ class Crop(Body):
     height: float = Field(gt=0, le=1, examples=[1.0])
 
 
+class Example(Body):
+    """Something that hits shall be like, or unlike: an indexed image or a region of it, or words."""
+
+    image_id: str | None = Field(None, min_length=1, max_length=255, examples=["red-bird"])
+    text: str | None = Field(None, min_length=1, max_length=2000, examples=["people"])
+    crop: Crop | None = Field(None, description="A region of the picture of `image_id`.")
+    weight: float = Field(1.0, gt=0, le=10, allow_inf_nan=False, description="Against the other examples of its list.")
+
+    @model_validator(mode="after")
+    def _is_one_thing(self) -> Example:
+        if (self.image_id is None) == (self.text is None):
+            raise ValueError("an example is either an `image_id` or a `text`")
+        if self.crop is not None and self.image_id is None:
+            raise ValueError("`crop` needs an `image_id`")
+        return self
+
+
+ExampleOrId = Annotated[str, Field(min_length=1, max_length=255)] | Example
+
+
 class SearchRequest(Body):
     """A search: any of `text`, `image` (a file, in a multipart body), `image_id`, `positive`, `negative`."""
 
     text: str | None = Field(None, min_length=1, max_length=2000, examples=["a red bird"])
     image_id: str | None = Field(None, min_length=1, max_length=255, description="An indexed image as the query.")
-    positive: list[str] = Field([], max_length=32, description="Ids of images that hits shall be like.")
-    negative: list[str] = Field([], max_length=32, description="Ids of images that hits shall be unlike.")
+    positive: list[ExampleOrId] = Field(
+        [], max_length=32, description="Examples, or ids of images, that hits shall be like."
+    )
+    negative: list[ExampleOrId] = Field(
+        [], max_length=32, description="Examples, or ids of images, that hits shall be unlike."
+    )
     text_weight: Weight = Field(1.0, description="A combined query scores the weighted mean of its parts' scores.")
     image_weight: Weight = 1.0
     image_id_weight: Weight = 1.0
+    positive_weight: float = Field(1.0, gt=0, le=10, allow_inf_nan=False, description="Of the mean of `positive`.")
+    negative_weight: float = Field(
+        0.5, gt=0, le=10, allow_inf_nan=False, description="Of the mean of `negative`, which counts against a hit."
+    )
     crop: Crop | None = Field(None, description="Applies to `image`, else to the picture of `image_id`.")
     limit: int = Field(10, ge=1, description="Most hits.")
     offset: int = Field(0, ge=0, description="Hits to skip.")
     score_threshold: float | None = Field(None, allow_inf_nan=False, description="Lowest score of a hit.")
     exact: bool = Field(False, description="Scan every point instead of walking the graph.")
-    min_receipt: ReceiptBody | None = Field(None, description="Wait, bounded, until this event is searchable.")
+    ef_search: int | None = Field(
+        None, ge=1, description="Candidates of the graph's walk; more find more and take longer.", examples=[128]
+    )
+    min_receipt: ReceiptBody | Annotated[list[ReceiptBody], Field(max_length=1024)] | None = Field(
+        None, description="Wait, bounded, until this event, or every event of a list, is searchable."
+    )
     with_payload: bool = Field(True, description="Whether hits carry their payload.")
     filter: dict[str, Any] | None = Field(
         None,
@@ -134,6 +167,12 @@ class SearchRequest(Body):
         examples=[{"must": [{"key": "tags", "match": {"any": ["bird", "tree"]}}]}],
     )
     rerank: bool | dict[str, Any] | None = Field(None, description="Not available yet.")
+
+    def receipts(self) -> list[ReceiptBody]:
+        """`min_receipt` as a list."""
+        if isinstance(self.min_receipt, ReceiptBody):
+            return [self.min_receipt]
+        return self.min_receipt or []
 
 
 class Hit(BaseModel):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 from msgspec import Raw, Struct
 
-from actors.messages import ShardQuery
+from actors.messages import FloatMatrix, Freshness, ShardQuery
 from contract.errors import InvalidRequest, NotSearchableInTime
 from contract.filters import Filter, check_fields, decode_filter
 from contract.settings import Settings
@@ -83,6 +85,25 @@ def kind_of(request: SearchRequest, image: bytes | None) -> str:
     return kinds[0] if len(kinds) == 1 else "mixed"
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedSearch:
+    """A search that was checked and encoded, and only needs the shards; times are of the searcher's clock, in seconds.
+
+    `vector` is (d,) float32; `cached` says whether every part that needed an encoder came from the cache, None where
+    none did; `receipts` are the least applied offsets per partition.
+    """
+
+    request: SearchRequest
+    kind: str
+    request_id: str
+    vector: FloatMatrix
+    cached: bool | None
+    query: ShardQuery
+    receipts: dict[int, int]
+    started: float
+    encode_s: float
+
+
 class Searcher:
     """Answers searches."""
 
@@ -101,40 +122,66 @@ class Searcher:
     async def search(
         self, collection: ServedCollection, request: SearchRequest, image: bytes | None, request_id: str
     ) -> AnswerOut:
-        """Hits, coverage, freshness and timings of one search.
+        """Hits, coverage, freshness and timings of one search; raises what `prepare` and `answer` raise."""
+        return await self.answer(collection, await self.prepare(collection, request, image, request_id))
+
+    async def prepare(
+        self, collection: ServedCollection, request: SearchRequest, image: bytes | None, request_id: str
+    ) -> PreparedSearch:
+        """Check a search, wait for its receipts and encode its query.
 
         Raises:
             InvalidRequest: limits exceeded, no query, a filter that cannot be or names a field that is not
                 indexed, or a feature that is not available yet.
             NotFound: an image id in the query that is not searchable.
             NotSearchableInTime: `min_receipt` was not reached in time; retryable.
-            ShardUnavailable: no shard answered; retryable. A part of them missing is no error.
-            EmbedderUnavailable: retryable.
+            EmbedderUnavailable, ShardUnavailable: retryable.
         """
         started = self._clock()
         self._check(request)
         collection.check_complete()
         # Here and not in the shards, where the queries of others share its call.
         wanted = _filter_of(collection, request)
-        if request.min_receipt is not None:
-            await self._await_receipt(collection, request.min_receipt)
+        receipts = await self._await_receipts(collection, request.receipts())
         encoding = self._clock()
-        vector = await self._encoder.encode(collection, request, image)
-        encoded = self._clock()
-        query = ShardQuery(k=request.limit + request.offset, exact=request.exact, filter=wanted)
-        answer = await collection.fan_out.search(
-            np.asarray(vector, np.float32), query, with_payload=request.with_payload, request_id=request_id
+        encoded = await self._encoder.encode(collection, request, image)
+        return PreparedSearch(
+            request=request,
+            kind=kind_of(request, image),
+            request_id=request_id,
+            vector=np.asarray(encoded.vector, np.float32),
+            cached=encoded.cached,
+            query=ShardQuery(
+                k=request.limit + request.offset, exact=request.exact, ef_search=request.ef_search, filter=wanted
+            ),
+            receipts=receipts,
+            started=started,
+            encode_s=self._clock() - encoding,
         )
+
+    async def answer(self, collection: ServedCollection, prepared: PreparedSearch) -> AnswerOut:
+        """Hits, coverage, freshness and timings of a prepared search.
+
+        Raises:
+            ShardUnavailable: no shard answered; retryable. A part of them missing is no error.
+            NotSearchableInTime: a replica that had been away answered from before `min_receipt`; retryable.
+        """
+        request = prepared.request
+        fanning_out = self._clock()
+        answer = await collection.fan_out.search(
+            prepared.vector, prepared.query, with_payload=request.with_payload, request_id=prepared.request_id
+        )
+        _check_receipts(prepared.receipts, answer.freshness)
         fanned_out = self._clock()
         hits = merge(
             answer.candidates, limit=request.limit, offset=request.offset, score_threshold=request.score_threshold
         )
         ended = self._clock()
-        took = {"encode": encoded - encoding, "fan_out": fanned_out - encoded, "merge": ended - fanned_out}
-        for stage, seconds in (*took.items(), ("total", ended - started)):
+        took = {"encode": prepared.encode_s, "fan_out": fanned_out - fanning_out, "merge": ended - fanned_out}
+        for stage, seconds in (*took.items(), ("total", ended - prepared.started)):
             self._metrics.search_stage.labels(stage).observe(seconds)
         coverage = answer.coverage
-        self._metrics.searches.labels(kind_of(request, image), str(coverage.degraded).lower()).inc()
+        self._metrics.searches.labels(prepared.kind, str(coverage.degraded).lower()).inc()
         return AnswerOut(
             hits=[
                 HitOut(c.image_id, c.score, Raw(c.payload) if request.with_payload and c.payload else None)
@@ -148,27 +195,62 @@ class Searcher:
                 fan_out=_ms(took["fan_out"]),
                 merge=_ms(took["merge"]),
                 rerank=0.0,
-                total=_ms(ended - started),
+                total=_ms(ended - prepared.started),
             ),
             model=collection.spec.model,
-            request_id=request_id,
+            request_id=prepared.request_id,
         )
 
     def _check(self, request: SearchRequest) -> None:
-        if request.limit + request.offset > self._settings.search_limit_max:
-            raise InvalidRequest(f"limit plus offset may be at most {self._settings.search_limit_max}")
+        settings = self._settings
+        if request.limit + request.offset > settings.search_limit_max:
+            raise InvalidRequest(
+                f"limit plus offset may be at most {settings.search_limit_max} (RIVERLENS_SEARCH_LIMIT_MAX); "
+                "list the images to see all of them"
+            )
+        if request.ef_search is not None:
+            if request.exact:
+                raise InvalidRequest("`ef_search` has no effect on an exact search; leave one of the two out")
+            if request.ef_search > settings.ef_search_max:
+                raise InvalidRequest(f"ef_search may be at most {settings.ef_search_max} (RIVERLENS_EF_SEARCH_MAX)")
         for name in _NOT_YET:
             if getattr(request, name):
                 raise InvalidRequest(f"`{name}` is not available yet; leave it out")
 
-    async def _await_receipt(self, collection: ServedCollection, receipt: ReceiptBody) -> None:
-        if receipt.partition >= collection.spec.partitions:
-            raise InvalidRequest(
-                f"min_receipt: collection {collection.spec.name!r} has no partition {receipt.partition}"
-            )
+    async def _await_receipts(self, collection: ServedCollection, receipts: Sequence[ReceiptBody]) -> dict[int, int]:
+        """The least applied offset per partition, once all are reached; one bound for all of them together."""
+        wanted: dict[int, int] = {}
+        for receipt in receipts:
+            if receipt.partition >= collection.spec.partitions:
+                raise InvalidRequest(
+                    f"min_receipt: collection {collection.spec.name!r} has no partition {receipt.partition}"
+                )
+            wanted[receipt.partition] = max(receipt.offset, wanted.get(receipt.partition, 0))
         timeout_s = self._settings.min_receipt_timeout_s
-        if not await collection.wait_applied(receipt.partition, receipt.offset, timeout_s):
-            raise NotSearchableInTime(f"min_receipt was not searchable within {timeout_s:g} s")
+        reached = await asyncio.gather(
+            *(collection.wait_applied(partition, offset, timeout_s) for partition, offset in wanted.items())
+        )
+        late = [place for place, is_reached in zip(wanted.items(), reached, strict=True) if not is_reached]
+        if late:
+            raise NotSearchableInTime(f"min_receipt: {_named(late)} not searchable within {timeout_s:g} s")
+        return wanted
+
+
+def _check_receipts(wanted: Mapping[int, int], freshness: Freshness) -> None:
+    """Raise NotSearchableInTime where what answered has not applied what was waited for.
+
+    A replica that was away does not answer the wait, and may be back for the search. A partition
+    without an answer is no error: coverage tells of it.
+    """
+    applied = freshness.applied_offsets
+    behind = [(partition, offset) for partition, offset in wanted.items() if applied.get(partition, offset) < offset]
+    if behind:
+        raise NotSearchableInTime(f"min_receipt: {_named(behind)} not searchable in a replica that catches up")
+
+
+def _named(places: Sequence[tuple[int, int]]) -> str:
+    named = ", ".join(f"offset {offset} of partition {partition}" for partition, offset in places)
+    return f"{named} {'is' if len(places) == 1 else 'are'}"
 
 
 def _filter_of(collection: ServedCollection, request: SearchRequest) -> Filter | None:

@@ -10,7 +10,7 @@ import pytest
 from contract.errors import FingerprintMismatch, InvalidRequest, NotFound
 from serving.catalog import Catalog, ServedCollection
 from serving.metrics import Metrics
-from serving.query import Part, QueryEncoder, TextCache, combine
+from serving.query import Part, QueryCache, QueryEncoder, combine
 from serving.schemas import SearchRequest
 from tests.unit.serving_fakes import FakeSystem, encode_pixels, make_spec, make_system
 
@@ -44,7 +44,7 @@ def test_parts_that_cancel_out_are_refused() -> None:
 
 
 def test_the_cache_is_bounded_and_forgets_what_was_used_longest_ago() -> None:
-    cache = TextCache(2)
+    cache = QueryCache(2)
     for text in ("a", "b"):
         cache.put("f", text, _unit(1, 0))
     assert cache.get("f", "a") is not None
@@ -53,13 +53,13 @@ def test_the_cache_is_bounded_and_forgets_what_was_used_longest_ago() -> None:
 
 
 def test_the_cache_never_gives_a_vector_of_another_encoder() -> None:
-    cache = TextCache(2)
+    cache = QueryCache(2)
     cache.put("one", "a", _unit(1, 0))
     assert cache.get("other", "a") is None
 
 
 def test_a_cache_of_no_size_keeps_nothing() -> None:
-    cache = TextCache(0)
+    cache = QueryCache(0)
     cache.put("f", "a", _unit(1, 0))
     assert len(cache) == 0
 
@@ -76,9 +76,10 @@ async def _parts(system: FakeSystem) -> tuple[QueryEncoder, ServedCollection]:
 
 async def test_a_text_is_encoded_once(system: FakeSystem) -> None:
     encoder, collection = await _parts(system)
-    vectors = [await encoder.encode(collection, SearchRequest(text="red"), None) for _ in range(3)]
+    encoded = [await encoder.encode(collection, SearchRequest(text="red"), None) for _ in range(3)]
     assert system.embedders["fake", "query"].texts == ["red"]
-    assert all(np.array_equal(vector, vectors[0]) for vector in vectors)
+    assert all(np.array_equal(one.vector, encoded[0].vector) for one in encoded)
+    assert [one.cached for one in encoded] == [False, True, True]
 
 
 async def test_an_encoder_that_is_not_the_collections_is_refused(system: FakeSystem) -> None:

@@ -1,0 +1,47 @@
+"""On whose behalf a process works: the ids of the requests, carried with every call to an actor.
+
+The caller binds them with `on_behalf_of`; the clients in `actors.handles` send them with each call; an
+actor's method binds what it was sent with `bind_requests`, so they stand in every line it logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import structlog
+
+from contract.telemetry import LogField
+
+_request_ids: ContextVar[tuple[str, ...]] = ContextVar("request_ids", default=())
+
+
+def current_request_ids() -> tuple[str, ...]:
+    """Ids of the requests that the running task works for; several where requests share a call."""
+    return _request_ids.get()
+
+
+@contextmanager
+def on_behalf_of(*request_ids: str) -> Iterator[None]:
+    """Work for these requests, in this task and in those it starts; their ids stand in every log line."""
+    token = _request_ids.set(tuple(request_ids))
+    try:
+        with structlog.contextvars.bound_contextvars(**_fields(request_ids)):
+            yield
+    finally:
+        _request_ids.reset(token)
+
+
+def bind_requests(request_ids: Sequence[str]) -> None:
+    """Let the rest of this actor call, which runs in a context of its own, work for these requests."""
+    if request_ids:
+        _request_ids.set(tuple(request_ids))
+        structlog.contextvars.bind_contextvars(**_fields(request_ids))
+
+
+def _fields(request_ids: Sequence[str]) -> dict[str, object]:
+    """One id as `request_id`, several as `request_ids`: both are found by searching for an id."""
+    if len(request_ids) == 1:
+        return {LogField.REQUEST_ID: request_ids[0]}
+    return {LogField.REQUEST_IDS: list(request_ids)} if request_ids else {}
