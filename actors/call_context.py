@@ -1,11 +1,12 @@
 """On whose behalf a process works: the ids of the requests, carried with every call to an actor.
 
 The caller binds them with `on_behalf_of`; the clients in `actors.handles` send them with each call; an
-actor's method binds what it was sent with `bind_requests`, so they stand in every line it logs.
+actor's method binds what it was sent with `answering`, so they stand in every line it logs.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ import structlog
 
 from contract.telemetry import LogField
 
+_log = structlog.get_logger()
 _request_ids: ContextVar[tuple[str, ...]] = ContextVar("request_ids", default=())
 
 
@@ -33,11 +35,13 @@ def on_behalf_of(*request_ids: str) -> Iterator[None]:
         _request_ids.reset(token)
 
 
-def bind_requests(request_ids: Sequence[str]) -> None:
-    """Let the rest of this actor call, which runs in a context of its own, work for these requests."""
-    if request_ids:
-        _request_ids.set(tuple(request_ids))
-        structlog.contextvars.bind_contextvars(**_fields(request_ids))
+@contextmanager
+def answering(call: str, request_ids: Sequence[str]) -> Iterator[None]:
+    """Around the body of an actor's method: work for these requests, and tell at DEBUG how long the call took."""
+    started = time.perf_counter()
+    with on_behalf_of(*request_ids):
+        yield
+        _log.debug("call", **{LogField.CALL: call, LogField.DURATION_S: round(time.perf_counter() - started, 6)})
 
 
 def _fields(request_ids: Sequence[str]) -> dict[str, object]:

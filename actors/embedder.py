@@ -11,6 +11,7 @@ import numpy as np
 import ray
 import structlog
 
+from actors.call_context import answering
 from actors.embedding.batching import TextBatcher
 from actors.embedding.encoder import Encoder
 from actors.embedding.registry import load_encoder
@@ -55,37 +56,41 @@ class Embedder:
             raise self._failure or EncodingFailed("no encoder is loaded")
         return self._encoder
 
-    async def describe(self) -> EncoderDescription:
+    async def describe(self, request_ids: Sequence[str] = ()) -> EncoderDescription:
         """Which encoder this is; raises ModelUnavailable, SettingsInvalid."""
-        return self._loaded().description
+        with answering("describe", request_ids):
+            return self._loaded().description
 
-    async def encode_images(self, pixels: Pixels) -> FloatMatrix:
+    async def encode_images(self, pixels: Pixels, request_ids: Sequence[str] = ()) -> FloatMatrix:
         """(n, s, s, 3) uint8 → (n, d) float32, L2-normalised; raises EncodingFailed."""
         encoder = self._loaded()
         loop = asyncio.get_running_loop()
         parts: list[FloatMatrix] = []
         try:
-            for start in range(0, max(1, len(pixels)), self._batch):
-                part = pixels[start : start + self._batch]
-                parts.append(await loop.run_in_executor(self._executor, encoder.encode_images, part))
+            with answering("encode_images", request_ids):
+                for start in range(0, max(1, len(pixels)), self._batch):
+                    part = pixels[start : start + self._batch]
+                    parts.append(await loop.run_in_executor(self._executor, encoder.encode_images, part))
         except Exception as error:
             raise EncodingFailed(f"{len(pixels)} pictures: {type(error).__name__}: {error}") from error
         self._images_encoded += len(pixels)
         return np.concatenate(parts)
 
-    async def encode_texts(self, texts: Sequence[str]) -> FloatMatrix:
+    async def encode_texts(self, texts: Sequence[str], request_ids: Sequence[str] = ()) -> FloatMatrix:
         """N texts → (n, d) float32 query vectors; raises EncodingFailed."""
         self._loaded()
         try:
-            rows = await self._texts.encode(texts)
+            with answering("encode_texts", request_ids):
+                rows = await self._texts.encode(texts)
         except Exception as error:
             raise EncodingFailed(f"{len(texts)} texts: {type(error).__name__}: {error}") from error
         self._texts_encoded += len(texts)
         return rows
 
-    async def status(self) -> EmbedderStatus:
+    async def status(self, request_ids: Sequence[str] = ()) -> EmbedderStatus:
         """Health and counts; raises why the model could not be loaded."""
-        description = self._loaded().description
+        with answering("status", request_ids):
+            description = self._loaded().description
         return EmbedderStatus(
             model=description.model,
             fingerprint=description.fingerprint,

@@ -15,6 +15,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
+from actors.call_context import current_request_ids
 from actors.messages import (
     RAY_NAMESPACE,
     EmbedderRole,
@@ -23,6 +24,8 @@ from actors.messages import (
     FloatMatrix,
     Pixels,
     PointState,
+    ShardScan,
+    ShardScanResult,
     ShardSearch,
     ShardSearchResult,
     ShardStatus,
@@ -40,13 +43,18 @@ class _ActorClient:
         self._unavailable = unavailable
         self._handle: ActorHandle[Any] | None = None
 
-    async def call(self, method: str, *arguments: object) -> Any:
+    async def call_for_requests(self, method: str, *arguments: object) -> Any:
+        """As `call`, and tells the actor which requests it works for."""
+        request_ids = current_request_ids()
+        return await self.call(method, *arguments, **({"request_ids": request_ids} if request_ids else {}))
+
+    async def call(self, method: str, *arguments: object, **named: object) -> Any:
         """Await `method`; raises the actor's own RiverlensError, or the client's Unavailable."""
         try:
             if self._handle is None:
                 # get_actor blocks on Ray's control store, so it leaves the event loop free.
                 self._handle = await asyncio.to_thread(ray.get_actor, self.name, RAY_NAMESPACE)
-            return await getattr(self._handle, method).remote(*arguments)
+            return await getattr(self._handle, method).remote(*arguments, **named)
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, RiverlensError):
@@ -71,22 +79,22 @@ class EmbedderClient:
 
     async def describe(self) -> EncoderDescription:
         """Model, fingerprint, dimension and preprocessing. Raises EmbedderUnavailable (retryable)."""
-        return cast(EncoderDescription, await self._pick().call("describe"))
+        return cast(EncoderDescription, await self._pick().call_for_requests("describe"))
 
     async def encode_images(self, pixels: Pixels) -> FloatMatrix:
         """(n, s, s, 3) uint8 RGB squares → (n, d) float32 vectors for indexing or querying.
 
         Raises EmbedderUnavailable (retryable), EncodingFailed.
         """
-        return cast(FloatMatrix, await self._pick().call("encode_images", pixels))
+        return cast(FloatMatrix, await self._pick().call_for_requests("encode_images", pixels))
 
     async def encode_texts(self, texts: Sequence[str]) -> FloatMatrix:
         """N texts → (n, d) float32 query vectors. Raises EmbedderUnavailable (retryable)."""
-        return cast(FloatMatrix, await self._pick().call("encode_texts", list(texts)))
+        return cast(FloatMatrix, await self._pick().call_for_requests("encode_texts", list(texts)))
 
     async def statuses(self) -> list[EmbedderStatus | EmbedderUnavailable]:
         """Status of every embedder, or why it has none."""
-        answers = await asyncio.gather(*(c.call("status") for c in self._clients), return_exceptions=True)
+        answers = await asyncio.gather(*(c.call_for_requests("status") for c in self._clients), return_exceptions=True)
         result: list[EmbedderStatus | EmbedderUnavailable] = []
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, EmbedderUnavailable):
@@ -104,21 +112,23 @@ class ShardClient:
         self._client = _ActorClient(shard_name(collection, incarnation, shard, replica), ShardUnavailable)
 
     async def search(self, request: ShardSearch) -> ShardSearchResult:
-        """One batched call. Raises FingerprintMismatch when the vectors are of another encoder."""
+        """One batched call, which names its requests. Raises FingerprintMismatch for vectors of another encoder."""
         return cast(ShardSearchResult, await self._client.call("search", request))
 
     async def fetch(self, image_ids: Sequence[str], with_vector: bool = False) -> list[PointState | None]:
         """What the shard knows of each id, None for an id it never met."""
-        return cast("list[PointState | None]", await self._client.call("fetch", list(image_ids), with_vector))
+        found = await self._client.call_for_requests("fetch", list(image_ids), with_vector)
+        return cast("list[PointState | None]", found)
 
-    async def scan(self, after: str | None, limit: int) -> list[PointState]:
-        """Up to `limit` searchable points in id order, from the first id above `after`."""
-        return cast("list[PointState]", await self._client.call("scan", after, limit))
+    async def scan(self, request: ShardScan) -> ShardScanResult:
+        """Searchable points in id order; a bounded piece of work, which may end before `limit` points are found."""
+        return cast(ShardScanResult, await self._client.call_for_requests("scan", request))
 
     async def wait_applied(self, partition: int, source_offset: int, timeout_s: float) -> bool:
         """True once `applied_offset >= source_offset`; False after `timeout_s` seconds."""
-        return cast(bool, await self._client.call("wait_applied", partition, source_offset, timeout_s))
+        answer = await self._client.call_for_requests("wait_applied", partition, source_offset, timeout_s)
+        return cast(bool, answer)
 
     async def status(self) -> ShardStatus:
         """State, positions, counts."""
-        return cast(ShardStatus, await self._client.call("status"))
+        return cast(ShardStatus, await self._client.call_for_requests("status"))

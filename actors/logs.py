@@ -14,16 +14,16 @@ from contract.telemetry import LogField
 _TALKATIVE = ("faust", "mode", "aiokafka", "kafka", "faiss", "httpx", "numba")
 
 
-def configure(settings: Settings, process: str) -> None:
+def configure(settings: Settings, process: str, **fields: str) -> None:
     """Route structlog and the standard library's loggers to standard output under one format.
 
-    `process` is the name of the process in the Procfile and stands in every line.
+    `process` is the name of the process in the Procfile, or of the actor; it and `fields` stand in every line.
     """
     level = logging.getLevelNamesMapping()[settings.log_level]
 
     def named(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
         # A context variable would be known only to the task that set it, and an actor's calls are tasks.
-        return {**event, LogField.PROCESS: process}
+        return {**event, LogField.PROCESS: process, **fields}
 
     shared: list[structlog.types.Processor] = [
         named,

@@ -124,6 +124,25 @@ class PointState(Struct, frozen=True, kw_only=True):
     vector: FloatMatrix | None = None
 
 
+class ShardScan(Struct, frozen=True):
+    """Points of one shard in the order of their ids' UTF-8 bytes, from the first above `after`."""
+
+    after: str | None
+    limit: int
+    filter: Filter | None = None
+    with_payload: bool = True
+
+
+class ShardScanResult(Struct, frozen=True):
+    """Points in the order of their ids, as far as the scan went.
+
+    `scanned_to` is the last id that was looked at; what follows it was not. None: the shard has no more.
+    """
+
+    points: tuple[PointState, ...]
+    scanned_to: str | None
+
+
 class ShardStatus(Struct, frozen=True, kw_only=True):
     """State and position of one shard replica.
 

@@ -18,14 +18,24 @@ import ray
 import structlog
 from rocksdict import DbClosedError
 
+from actors.call_context import answering
 from actors.index.engine import EngineParameters, ShardEngine
 from actors.index.graph import give_way
 from actors.index.snapshots import Snapshots
 from actors.log.reader import KafkaLogReader
 from actors.logs import configure
-from actors.messages import Freshness, PointState, ShardSearch, ShardSearchResult, ShardStatus
+from actors.messages import (
+    Freshness,
+    PointState,
+    ShardScan,
+    ShardScanResult,
+    ShardSearch,
+    ShardSearchResult,
+    ShardStatus,
+)
 from actors.recovery import LogState, Recovery, SnapshotKeeper, is_damage
 from actors.replica import AppliedWaiters, Replica
+from actors.scanning import scan
 from actors.snapshot_objects import SnapshotObjects, snapshots_prefix
 from contract.errors import FingerprintMismatch, InvalidRequest, ShardUnavailable, Unavailable
 from contract.events import CollectionSpec
@@ -70,9 +80,8 @@ class Shard:
     """
 
     def __init__(self, settings: Settings, spec: CollectionSpec, shard: int, replica: int) -> None:
-        configure(settings, f"shard-{shard}-{replica}")
+        configure(settings, f"shard-{shard}-{replica}", **{LogField.COLLECTION: spec.name})
         sys.setswitchinterval(_SWITCH_S)
-        structlog.contextvars.bind_contextvars(**{LogField.COLLECTION: spec.name})
         self._settings = settings
         self._spec = spec
         self._shard = shard
@@ -91,9 +100,7 @@ class Shard:
         self._run("tail", self._tail)
 
     def _run(self, name: str, body: Callable[[], None]) -> None:
-        # The context carries the fields that stand in every log line.
-        arguments = (self._guard, body)
-        thread = threading.Thread(target=contextvars.copy_context().run, args=arguments, name=name, daemon=True)
+        thread = threading.Thread(target=self._guard, args=(body,), name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -236,7 +243,9 @@ class Shard:
 
     async def _in_pool(self, work: Callable[[], Answer]) -> Answer:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            # The context says which requests the work is for.
+            run = contextvars.copy_context().run
+            return await asyncio.get_running_loop().run_in_executor(self._pool, run, work)
         except DbClosedError as error:
             raise ShardUnavailable(f"shard {self._shard} is replacing or closing its store") from error
         except Exception as error:
@@ -258,19 +267,26 @@ class Shard:
             freshness = self._freshness()
             return ShardSearchResult(engine.search(request.vectors, request.queries, request.with_payload), freshness)
 
-        return await self._in_pool(work)
+        with answering("search", request.request_ids):
+            return await self._in_pool(work)
 
-    async def fetch(self, image_ids: Sequence[str], with_vector: bool = False) -> list[PointState | None]:
+    async def fetch(
+        self, image_ids: Sequence[str], with_vector: bool = False, request_ids: Sequence[str] = ()
+    ) -> list[PointState | None]:
         """What the shard knows of each id. Raises ShardUnavailable (retryable)."""
         engine = self._answering()
-        return await self._in_pool(lambda: engine.fetch(image_ids, with_vector))
+        with answering("fetch", request_ids):
+            return await self._in_pool(lambda: engine.fetch(image_ids, with_vector))
 
-    async def scan(self, after: str | None, limit: int) -> list[PointState]:
+    async def scan(self, request: ShardScan, request_ids: Sequence[str] = ()) -> ShardScanResult:
         """Searchable points in id order. Raises ShardUnavailable (retryable)."""
         engine = self._answering()
-        return await self._in_pool(lambda: engine.scan(after, limit))
+        with answering("scan", request_ids):
+            return await self._in_pool(lambda: scan(engine.scan, request))
 
-    async def wait_applied(self, partition: int, source_offset: int, timeout_s: float) -> bool:
+    async def wait_applied(
+        self, partition: int, source_offset: int, timeout_s: float, request_ids: Sequence[str] = ()
+    ) -> bool:
         """True once the source offset is applied; False after the time-out. Takes no search thread.
 
         Raises InvalidRequest for a partition of another shard.
@@ -278,11 +294,13 @@ class Shard:
         if partition not in self._partitions:
             raise InvalidRequest(f"partition {partition} is not of shard {self._shard}")
         self._loop = asyncio.get_running_loop()
-        return await self._waiters.wait(partition, source_offset, timeout_s)
+        with answering("wait_applied", request_ids):
+            return await self._waiters.wait(partition, source_offset, timeout_s)
 
-    async def status(self) -> ShardStatus:
+    async def status(self, request_ids: Sequence[str] = ()) -> ShardStatus:
         """State, positions and counts; answers while the store is opened, too."""
-        return await self._in_pool(self._status)
+        with answering("status", request_ids):
+            return await self._in_pool(self._status)
 
     def _freshness(self) -> Freshness:
         if self._replica is None:

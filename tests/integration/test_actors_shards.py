@@ -25,6 +25,7 @@ from actors.messages import (
     FloatMatrix,
     PreprocessSpec,
     ShardQuery,
+    ShardScan,
     ShardSearch,
     ShardStatus,
     shard_name,
@@ -168,7 +169,7 @@ async def test_what_is_in_the_log_is_found(instance: Instance) -> None:
     state = (await instance.shard.fetch(["id-7", "nobody"], with_vector=True))[0]
     assert state is not None
     assert np.array_equal(np.asarray(state.vector), instance.vector(7))
-    assert [state.image_id for state in await instance.shard.scan("id-8", 2)] == ["id-9"]
+    assert [state.image_id for state in (await instance.shard.scan(ShardScan("id-8", 2))).points] == ["id-9"]
 
 
 async def test_errors_of_the_shard_reach_the_caller_as_themselves(instance: Instance) -> None:
