@@ -88,6 +88,8 @@ class LogField(StrEnum):
     COVERAGE = "coverage"
     TOOK_MS = "took_ms"
     CACHE_HIT = "cache_hit"
+    CACHE_HITS = "cache_hits"
+    PROBLEMS = "problems"
     REQUEST_BYTES = "request_bytes"
     CODE = "code"
     STAGE = "stage"

@@ -23,7 +23,15 @@ from serving.dependencies import Dependencies
 from serving.parts import assemble
 from serving.problems import problem_response
 from serving.requests import request_id_from
-from serving.schemas import Click, CollectionRequest, PayloadBody, Problem, SearchRequest, UploadReference
+from serving.schemas import (
+    BatchAnswer,
+    Click,
+    CollectionRequest,
+    PayloadBody,
+    Problem,
+    SearchRequest,
+    UploadReference,
+)
 
 _log = structlog.get_logger()
 
@@ -136,6 +144,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             UploadReference,
             PayloadBody,
             SearchRequest,
+            BatchAnswer,
             Click,
             CollectionRequest,
         )

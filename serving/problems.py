@@ -32,6 +32,26 @@ class ProblemError(Exception):
         self.members = members
 
 
+def _document(
+    request_id: str, code: str, status: int, detail: str, retryable: bool, members: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        "type": f"urn:riverlens:problem:{code}",
+        "title": code.replace("_", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "retryable": retryable,
+        "request_id": request_id,
+        **(members or {}),
+    }
+
+
+def problem_body(error: RiverlensError, request_id: str, members: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The members of the problem document of a Riverlens error."""
+    return _document(request_id, error.code, error.http_status, error.detail, error.retryable, members)
+
+
 def problem_response(
     request_id: str,
     *,
@@ -42,16 +62,7 @@ def problem_response(
     members: Mapping[str, Any] | None = None,
 ) -> Response:
     """A problem document with its status; `Retry-After` in seconds when a retry may help."""
-    body = {
-        "type": f"urn:riverlens:problem:{code}",
-        "title": code.replace("_", " ").capitalize(),
-        "status": status,
-        "detail": detail,
-        "code": code,
-        "retryable": retryable,
-        "request_id": request_id,
-        **(members or {}),
-    }
+    body = _document(request_id, code, status, detail, retryable, members)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if retryable else {}
     return Response(msgspec.json.encode(body), status, headers, PROBLEM_TYPE)
 
@@ -74,10 +85,16 @@ def request_id_of(request: Request) -> str:
 
 
 def invalid_request(error: RequestValidationError, request_id: str) -> Response:
-    """A 400 that names every faulty field; values are not repeated, because they may be large or secret."""
+    """A 400 that names every faulty field."""
+    body = invalid_request_body(error, request_id)
+    return Response(msgspec.json.encode(body), body["status"], media_type=PROBLEM_TYPE)
+
+
+def invalid_request_body(error: RequestValidationError, request_id: str) -> dict[str, Any]:
+    """The members of a problem that names every faulty field, without its value, which may be large or secret."""
     faults = [_fault(item) for item in error.errors()]
     detail = "; ".join(f"{fault['location']}: {fault['message']}" for fault in faults)
-    return problem_response(request_id, code=InvalidRequest.code, status=400, detail=detail, members={"errors": faults})
+    return problem_body(InvalidRequest(detail), request_id, {"errors": faults})
 
 
 def _fault(item: Mapping[str, Any] | Any) -> dict[str, str]:

@@ -21,9 +21,11 @@ from actors.embedding.preprocessing import crop, decode, to_pixels
 from actors.messages import EncoderDescription, FloatMatrix, Pixels, PointState
 from contract.errors import FingerprintMismatch, InvalidRequest, NotFound
 from contract.settings import Settings
+from contract.telemetry import LogField
 from serving.catalog import ServedCollection
 from serving.dependencies import Objects
 from serving.metrics import Metrics
+from serving.request_line import note
 from serving.schemas import Crop, Example, ExampleOrId, SearchRequest
 from serving.together import Together
 
@@ -144,7 +146,9 @@ class QueryEncoder:
                 making.append(self._mean(collection, examples, hits))
         vectors = await asyncio.gather(*making)
         vector = combine([Part(weight, vector) for weight, vector in zip(weights, vectors, strict=True)])
-        return EncodedQuery(vector, all(hits) if hits else None)
+        cached = all(hits) if hits else None
+        note({LogField.CACHE_HIT: cached})
+        return EncodedQuery(vector, cached)
 
     async def _mean(
         self, collection: ServedCollection, examples: Sequence[ExampleOrId], hits: list[bool]

@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from serving.batch import BatchRequest, encode_batch, search_all
 from serving.catalog import ServedCollection
 from serving.events import log_click
 from serving.parts import InCollection, InParts, Parts, problems
 from serving.problems import request_id_of
 from serving.requests import crop_field, json_field, read_body, read_json, validate
 from serving.schemas import Click, ClickAnswer, SearchAnswer, SearchRequest
-from serving.search import encode_answer
+from serving.search import describe_search, encode_answer
 
 router = APIRouter(prefix="/v1/collections/{collection}", tags=["search"])
 
@@ -28,17 +29,20 @@ _SEARCH_BODY: dict[str, Any] = {
                         "image": {"type": "string", "format": "binary", "description": "The query picture."},
                         "text": {"type": "string"},
                         "image_id": {"type": "string"},
-                        "positive": {"type": "array", "items": {"type": "string"}},
-                        "negative": {"type": "array", "items": {"type": "string"}},
+                        "positive": {"type": "array", "items": {"type": "string", "description": "id, or JSON"}},
+                        "negative": {"type": "array", "items": {"type": "string", "description": "id, or JSON"}},
                         "text_weight": {"type": "number"},
                         "image_weight": {"type": "number"},
                         "image_id_weight": {"type": "number"},
+                        "positive_weight": {"type": "number"},
+                        "negative_weight": {"type": "number"},
                         "crop": {"type": "string", "description": "x,y,width,height as fractions, or JSON"},
                         "limit": {"type": "integer"},
                         "offset": {"type": "integer"},
                         "score_threshold": {"type": "number"},
                         "exact": {"type": "boolean"},
-                        "min_receipt": {"type": "string", "description": "JSON: {partition, offset}"},
+                        "ef_search": {"type": "integer"},
+                        "min_receipt": {"type": "string", "description": "JSON: {partition, offset}, or a list"},
                         "with_payload": {"type": "boolean"},
                         "filter": {"type": "string", "description": "JSON: {must, should, must_not}"},
                     },
@@ -91,6 +95,9 @@ async def get_search(
     offset: Annotated[int, Query(ge=0)] = 0,
     score_threshold: float | None = None,
     exact: bool = False,
+    ef_search: Annotated[int | None, Query(ge=1)] = None,
+    positive: Annotated[list[str] | None, Query(description="Ids of images that hits shall be like.")] = None,
+    negative: Annotated[list[str] | None, Query(description="Ids of images that hits shall be unlike.")] = None,
     with_payload: bool = True,
     filter_json: Annotated[str | None, Query(alias="filter", description="JSON: {must, should, must_not}")] = None,
 ) -> Response:
@@ -102,10 +109,48 @@ async def get_search(
         "offset": offset,
         "score_threshold": score_threshold,
         "exact": exact,
+        "ef_search": ef_search,
+        "positive": positive or [],
+        "negative": negative or [],
         "with_payload": with_payload,
         "filter": json_field(filter_json) if filter_json else None,
     }
     return await _answer(collection, validate(SearchRequest, fields), None, request, parts)
+
+
+@router.post(
+    "/search/batch",
+    summary="Many searches in one request",
+    response_class=Response,
+    responses={
+        **problems(404, 409),
+        200: {
+            "description": "One answer, or one problem, per search, in their order.",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/BatchAnswer"}}},
+        },
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["searches"],
+                        "properties": {
+                            "searches": {"type": "array", "items": {"$ref": "#/components/schemas/SearchRequest"}}
+                        },
+                    }
+                }
+            },
+        }
+    },
+)
+async def post_batch(collection: InCollection, request: Request, parts: InParts) -> Response:
+    """Search for each; what is wrong with one search leaves the others alone."""
+    batch = await read_json(request, BatchRequest)
+    answer = await search_all(parts.dependencies.settings, parts.searcher, collection, batch, request_id_of(request))
+    return Response(encode_batch(answer), media_type="application/json")
 
 
 @router.post(
@@ -130,4 +175,5 @@ async def _answer(
     collection: ServedCollection, search: SearchRequest, image: bytes | None, request: Request, parts: Parts
 ) -> Response:
     answer = await parts.searcher.search(collection, search, image, request_id_of(request))
+    describe_search(search, image, answer)
     return Response(encode_answer(answer), media_type="application/json")

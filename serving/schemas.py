@@ -225,6 +225,13 @@ class SearchAnswer(BaseModel):
     request_id: str
 
 
+class BatchAnswer(BaseModel):
+    """One answer, or one problem, per search, in their order; what has `hits` is an answer."""
+
+    answers: list[SearchAnswer | Problem]
+    request_id: str = Field(description="Of the whole request; each answer has its own, for clicks.")
+
+
 class Click(Body):
     """What a person chose among the hits of a search."""
 

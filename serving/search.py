@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,10 +15,12 @@ from actors.messages import FloatMatrix, Freshness, ShardQuery
 from contract.errors import InvalidRequest, NotSearchableInTime
 from contract.filters import Filter, check_fields, decode_filter
 from contract.settings import Settings
+from contract.telemetry import LogField
 from serving.catalog import ServedCollection
 from serving.merge import merge
 from serving.metrics import Metrics
 from serving.query import QueryEncoder
+from serving.request_line import note
 from serving.schemas import ReceiptBody, SearchRequest
 
 # What a request may name that is not built: refused, never silently ignored.
@@ -120,10 +122,21 @@ class Searcher:
         self._clock = clock
 
     async def search(
-        self, collection: ServedCollection, request: SearchRequest, image: bytes | None, request_id: str
+        self,
+        collection: ServedCollection,
+        request: SearchRequest,
+        image: bytes | None,
+        request_id: str,
+        once_encoded: Callable[[], Awaitable[None]] | None = None,
     ) -> AnswerOut:
-        """Hits, coverage, freshness and timings of one search; raises what `prepare` and `answer` raise."""
-        return await self.answer(collection, await self.prepare(collection, request, image, request_id))
+        """Hits, coverage, freshness and timings of one search; raises what `prepare` and `answer` raise.
+
+        `once_encoded` is awaited before the shards are asked: searches that wait for each other share the calls.
+        """
+        prepared = await self.prepare(collection, request, image, request_id)
+        if once_encoded is not None:
+            await once_encoded()
+        return await self.answer(collection, prepared)
 
     async def prepare(
         self, collection: ServedCollection, request: SearchRequest, image: bytes | None, request_id: str
@@ -259,6 +272,20 @@ def _filter_of(collection: ServedCollection, request: SearchRequest) -> Filter |
     wanted = decode_filter(request.filter)
     check_fields(wanted, collection.spec.filter_fields)
     return wanted
+
+
+def describe_search(request: SearchRequest, image: bytes | None, answer: AnswerOut) -> None:
+    """Tell the request's log line what was searched for, and what came of it."""
+    coverage, took = answer.coverage, msgspec.to_builtins(answer.took_ms)
+    note(
+        {
+            LogField.KIND: kind_of(request, image),
+            LogField.K: request.limit + request.offset,
+            LogField.HITS: len(answer.hits),
+            LogField.COVERAGE: f"{coverage.shards_answered}/{coverage.shards_total}",
+            LogField.TOOK_MS: took,
+        }
+    )
 
 
 def encode_answer(answer: AnswerOut) -> bytes:

@@ -237,6 +237,7 @@ async def test_the_description_names_bodies_forms_and_problems(http: httpx.Async
         "/v1/collections/{collection}/images/{image_id}",
         "/v1/collections/{collection}/images/{image_id}/content",
         "/v1/collections/{collection}/search",
+        "/v1/collections/{collection}/search/batch",
         "/v1/collections/{collection}/clicks",
         "/healthz",
         "/readyz",
