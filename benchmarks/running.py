@@ -15,14 +15,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving.client import RiverlensClient
+from serving.client import Client
 
 ROOT = Path(__file__).parent.parent
 _READY_WITHIN_S = 300.0
 
 
 @contextlib.contextmanager
-def running_system() -> Iterator[RiverlensClient]:
+def running_system() -> Iterator[Client]:
     """Start everything, index `samples/`, yield a client, stop everything."""
     home = Path(tempfile.mkdtemp(prefix="rl-bench-"))
     with socket.socket() as probe:
@@ -35,11 +35,11 @@ def running_system() -> Iterator[RiverlensClient]:
             [*command, "up"], env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        with RiverlensClient(f"http://127.0.0.1:{port}") as client:
+        with Client(f"http://127.0.0.1:{port}") as client:
             deadline, pause = time.monotonic() + _READY_WITHIN_S, threading.Event()
-            while (missing := client.ready()) is not None:
+            while not (readiness := client.readiness()).ready:
                 if system.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"not ready: {missing}\n{(home / 'up.log').read_text()[-4000:]}")
+                    raise RuntimeError(f"not ready: {readiness.missing}\n{(home / 'up.log').read_text()[-4000:]}")
                 pause.wait(0.5)
             subprocess.run([*command, "index", str(ROOT / "samples" / "captions.csv")], env=environment, check=True)
             yield client

@@ -24,7 +24,7 @@ from PIL import Image
 from benchmarks.load import LoadPlan, LoadReport
 from benchmarks.result_file import Result, write
 from benchmarks.running import ROOT, running_system
-from serving.client import RiverlensClient
+from serving.client import Client
 
 SEED = 20
 CONNECTIONS = 16
@@ -33,7 +33,7 @@ UPLOADS = 200
 _THINGS = ("cat", "house", "tree", "car", "guitar", "fish", "apple", "boat", "king", "flower")
 
 
-def _load(client: RiverlensClient, texts: list[str], *, repeat: bool) -> LoadReport:
+def _load(client: Client, texts: list[str], *, repeat: bool) -> LoadReport:
     address = urlsplit(client.base_url)
     paths = tuple(f"/v1/collections/images/search?{urlencode({'text': text, 'limit': 10})}" for text in texts)
     plan = LoadPlan(str(address.hostname), int(address.port or 80), paths, CONNECTIONS, SECONDS, repeat)
@@ -51,7 +51,7 @@ def _new_picture(rng: np.random.Generator) -> bytes:
     return out.getvalue()
 
 
-def _uploads(client: RiverlensClient, folder: Path) -> list[float]:
+def _uploads(client: Client, folder: Path) -> list[float]:
     """Seconds from the start of an upload to its answer `searchable`, one upload after another."""
     rng = np.random.default_rng(SEED)
     took = []
@@ -59,11 +59,11 @@ def _uploads(client: RiverlensClient, folder: Path) -> list[float]:
         file = folder / f"new-{number}.png"
         file.write_bytes(_new_picture(rng))
         began = time.perf_counter()
-        answer = client.upload("images", file, f"new-{number}", {}, wait="searchable")
+        answer = client.upload("images", file, id=f"new-{number}", wait="searchable")
         took.append(time.perf_counter() - began)
         if answer.status != "searchable":
             raise RuntimeError(f"upload {number} ended as {answer.status}")
-        first = client.search("images", image=file, limit=1)["hits"][0]["id"]
+        first = client.search("images", image=file, limit=1).hits[0].id
         if first != f"new-{number}":
             raise RuntimeError(f"upload {number} is not the first hit of its own bytes, but {first}")
         file.unlink()
@@ -103,7 +103,7 @@ def main() -> None:
             results.append(Result(f"upload_to_searchable_p{quantile}_ms", value, "ms"))
             print(f"upload to searchable p{quantile}: {value:.0f} ms")
         results.append(Result("upload_to_searchable_max_ms", float(milliseconds.max()), "ms"))
-        results.append(Result("points", float(client.collection("images")["points"]), "1"))
+        results.append(Result("points", float(client.collection("images").points), "1"))
     print(write("serving", results, SEED, _data_sha256(), started_at))
 
 

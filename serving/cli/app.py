@@ -17,7 +17,7 @@ from serving.cli import index as index_run
 from serving.cli import up as up_run
 from serving.cli.output import console, print_hits
 from serving.cli.status import print_status
-from serving.client import RiverlensClient
+from serving.client import Client, Retry
 
 app = typer.Typer(
     name="riverlens",
@@ -34,8 +34,11 @@ CollectionOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the server's answer as JSON.")]
 
 
-def _client(url: str | None) -> RiverlensClient:
-    return RiverlensClient(url or load_settings().base_url, attempts=3)
+def _client(url: str | None) -> Client:
+    try:
+        return Client(url or load_settings().base_url, retry=Retry(attempts=3))
+    except ValueError as error:
+        raise InvalidRequest(f"--url: {error}") from error
 
 
 def _collection(name: str | None) -> str:
@@ -125,10 +128,10 @@ def search(
             image_id=image_id,
             crop=parse_crop(crop),
             limit=limit,
-            payload_filter=wanted,
+            filter=wanted,
         )
     if as_json:
-        console.print_json(json.dumps(answer))
+        console.print_json(json.dumps(answer.raw))
     else:
         print_hits(text or f"like {image or image_id}", answer)
 
@@ -142,7 +145,7 @@ def delete(
     """Delete images; returns when no search returns them any more."""
     with _client(url) as client:
         for image_id in ids:
-            client.delete(_collection(collection), image_id)
+            client.delete(_collection(collection), image_id, wait="searchable")
             console.print(f"deleted {image_id}", highlight=False)
 
 
@@ -152,11 +155,11 @@ def collections(url: UrlOption = None, as_json: JsonOption = False) -> None:
     with _client(url) as client:
         found = client.collections()
     if as_json:
-        console.print_json(json.dumps(found))
+        console.print_json(json.dumps([one.raw for one in found]))
         return
     table = Table("name", "state", "model", show_edge=False)
     for one in found:
-        table.add_row(one["name"], one.get("state", ""), one.get("model", ""))
+        table.add_row(one.name, one.state, one.model)
     console.print(table)
 
 

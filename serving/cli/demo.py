@@ -18,7 +18,7 @@ from contract.errors import Unavailable
 from contract.settings import Settings
 from serving.cli import index
 from serving.cli.output import console, print_hits
-from serving.client import RiverlensClient
+from serving.client import Client
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples"
 QUERIES = ("a cat", "something to eat", "a musical instrument")
@@ -31,7 +31,7 @@ def run(settings: Settings, url: str, collection: str, *, start: bool, detach: b
     # `kill` stops what was started here as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _system(settings, url) if start else contextlib.nullcontext() as system:
-        with RiverlensClient(url) as client:
+        with Client(url) as client:
             outcome = index.run(
                 client, collection, str(SAMPLES / "captions.csv"), settings.home_path, parallel=4, again=False
             )
@@ -43,7 +43,7 @@ def run(settings: Settings, url: str, collection: str, *, start: bool, detach: b
     return 1 if outcome.failed else 0
 
 
-def _queries(client: RiverlensClient, collection: str) -> None:
+def _queries(client: Client, collection: str) -> None:
     for text in QUERIES:
         print_hits(f'\nwords: "{text}"', client.search(collection, text=text, limit=5))
     first = SAMPLES / _hit_file(client, collection, QUERIES[0])
@@ -58,11 +58,11 @@ def _queries(client: RiverlensClient, collection: str) -> None:
         )
 
 
-def _hit_file(client: RiverlensClient, collection: str, text: str) -> str:
+def _hit_file(client: Client, collection: str, text: str) -> str:
     """File name of the first sample picture among the hits; other pictures may be indexed beside them."""
-    hits = client.search(collection, text=text, limit=50)["hits"]
+    hits = client.search(collection, text=text, limit=50).hits
     for hit in hits:
-        name = str((hit.get("payload") or {}).get("file_name", ""))
+        name = str((hit.payload or {}).get("file_name", ""))
         if name and (SAMPLES / name).is_file():
             return name
     raise Unavailable(f"no sample picture among the hits for {text!r}: index samples/captions.csv first")
@@ -100,9 +100,10 @@ def _system(settings: Settings, url: str) -> Iterator[subprocess.Popen[bytes]]:
 def _wait_ready(system: subprocess.Popen[bytes], url: str, log: Path) -> None:
     pause = threading.Event()
     began, said = time.monotonic(), ""
-    with RiverlensClient(url, timeout_s=10) as client, console.status("starting …") as line:
+    with Client(url, deadline_s=10) as client, console.status("starting …") as line:
         console.print(f"starting the system; its log is {log}", highlight=False)
-        while (missing := client.ready()) is not None:
+        while not (readiness := client.readiness()).ready:
+            missing = "; ".join(readiness.missing)
             if system.poll() is not None or time.monotonic() - began > _START_WITHIN_S:
                 tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
                 why = "ended" if system.poll() is not None else f"was not ready in {_START_WITHIN_S:.0f} s ({missing})"

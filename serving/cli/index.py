@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Self
 
@@ -15,10 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.progress import Task as ProgressTask
 from rich.text import Text
 
-from contract.events import Receipt
 from serving.cli.output import console
 from serving.cli.sources import SourcePicture, list_pictures
-from serving.client import ApiError, RiverlensClient, ServerUnreachable, Uploaded
+from serving.client import (
+    BatchProgress,
+    Client,
+    DeadlineExceeded,
+    ImageRejected,
+    NotSearchableInTime,
+    ServerUnreachable,
+    UploadItem,
+    UploadReport,
+    UploadResult,
+)
 
 _STALLED_AFTER_S = 120.0
 _LINE_EVERY_S = 10.0
@@ -50,7 +57,6 @@ class Journal:
                     image_id, file, mtime_ns, size = json.loads(line)
                     self._done.add((image_id, file, mtime_ns, size))
         self._file = path.open("a", buffering=1)
-        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -69,8 +75,7 @@ class Journal:
 
     def add(self, picture: SourcePicture) -> None:
         """Remember an upload the server has acknowledged."""
-        with self._lock:
-            self._file.write(json.dumps(self._entry(picture)) + "\n")
+        self._file.write(json.dumps(self._entry(picture)) + "\n")
 
 
 class _RateColumn(TextColumn):
@@ -116,109 +121,85 @@ def _progress() -> Progress:
     )
 
 
-def run(client: RiverlensClient, collection: str, source: str, home: Path, *, parallel: int, again: bool) -> Outcome:
+class _Display:
+    """Shows a batch as two bars and a line per failure, and keeps its journal."""
+
+    def __init__(self, progress: Progress, journal: Journal, pictures: list[SourcePicture]) -> None:
+        self._progress = progress
+        self._journal = journal
+        self._pictures: dict[tuple[str, object], SourcePicture] = {
+            (picture.image_id, picture.path): picture for picture in pictures
+        }
+        self._lines = _Lines(progress)
+        self._uploads = progress.add_task("uploading ", total=len(pictures))
+        self._applied = progress.add_task("searchable", total=len(pictures))
+        self._to_wait_for = len(pictures)
+
+    def tell(self, batch: BatchProgress) -> None:
+        """Show what has just become of one picture."""
+        result = batch.result
+        match result.state:
+            case "logged":
+                self._journal.add(self._pictures[result.id, result.item.picture])
+                self._progress.advance(self._uploads)
+            case "searchable":
+                self._progress.advance(self._applied)
+            case "failed":
+                self._tell_failure(result)
+            case "not_sent":
+                return
+        self._lines.tell()
+
+    def _tell_failure(self, result: UploadResult) -> None:
+        rejected = isinstance(result.error, ImageRejected)
+        if result.uploaded is None:
+            # It will never be waited for.
+            self._to_wait_for -= 1
+            self._progress.advance(self._uploads)
+            self._progress.update(self._applied, total=self._to_wait_for)
+        elif rejected:
+            self._progress.advance(self._applied)
+        else:
+            return
+        word = "rejected: " if rejected else ""
+        self._progress.console.print(f"[yellow]{result.item.picture!s}[/]: {word}{_reason(result)}", highlight=False)
+
+
+def run(client: Client, collection: str, source: str, home: Path, *, parallel: int, again: bool) -> Outcome:
     """Upload every picture of `source` and wait until each is searchable or rejected."""
     pictures = list_pictures(source)
-    incarnation = str(client.collection(collection).get("incarnation", ""))
+    incarnation = client.collection(collection).incarnation
     with Journal(home / "index-journal", client.base_url, collection, incarnation) as journal, _progress() as progress:
         todo = [picture for picture in pictures if again or not journal.has(picture)]
-        uploads = progress.add_task("uploading ", total=len(todo))
-        applied = progress.add_task("searchable", total=len(todo))
-        lines = _Lines(progress)
-        failed: list[tuple[str, str]] = []
-        receipts: dict[str, tuple[SourcePicture, Receipt]] = {}
-
-        def upload(picture: SourcePicture) -> Uploaded:
-            answer = client.upload(collection, picture.path, picture.image_id, picture.payload)
-            journal.add(picture)
-            return answer
-
-        with ThreadPoolExecutor(parallel) as pool:
-            queue = iter(todo)
-            running: dict[Future[Uploaded], SourcePicture] = {}
-            try:
-                while True:
-                    while len(running) < 2 * parallel and (picture := next(queue, None)) is not None:
-                        running[pool.submit(upload, picture)] = picture
-                    if not running:
-                        break
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        picture = running.pop(future)
-                        try:
-                            receipts[picture.image_id] = (picture, future.result().receipt)
-                        except (ApiError, OSError) as error:
-                            reason = error.detail if isinstance(error, ApiError) else str(error.strerror)
-                            failed.append((str(picture.path), reason))
-                            progress.console.print(f"[yellow]{picture.path}[/]: {reason}", highlight=False)
-                        progress.advance(uploads)
-                    lines.tell()
-            except (KeyboardInterrupt, ServerUnreachable):
-                for future in running:
-                    future.cancel()
-                progress.console.print("Stopped. The same command goes on where this run ended.")
-                raise
-        progress.update(applied, total=len(receipts))
-        _wait_applied(client, collection, [receipt for _, receipt in receipts.values()], progress, lines)
-        failed += _rejections(client, collection, receipts, parallel, progress)
-    uploaded = len(receipts) - sum(1 for path, _ in failed if path in {str(p.path) for p, _ in receipts.values()})
+        display = _Display(progress, journal, todo)
+        items = [UploadItem(picture.path, picture.image_id, picture.payload) for picture in todo]
+        try:
+            report = client.upload_many(
+                collection, items, parallel=parallel, progress=display.tell, stalled_after_s=_STALLED_AFTER_S
+            )
+            if report.stopped_by is not None:
+                raise report.stopped_by
+        except (KeyboardInterrupt, ServerUnreachable):
+            progress.console.print("Stopped. The same command goes on where this run ended.")
+            raise
+        _check_stalled(report)
+    searchable = sum(1 for result in report.results if result.state == "searchable")
+    failed = tuple((str(result.item.picture), _reason(result)) for result in report.failed)
     console.print(
-        f"{uploaded} searchable, {len(pictures) - len(todo)} uploaded by an earlier run, {len(failed)} failed",
+        f"{searchable} searchable, {len(pictures) - len(todo)} uploaded by an earlier run, {len(failed)} failed",
         highlight=False,
     )
-    return Outcome(uploaded, len(pictures) - len(todo), tuple(failed))
+    return Outcome(searchable, len(pictures) - len(todo), failed)
 
 
-def _wait_applied(
-    client: RiverlensClient, collection: str, receipts: list[Receipt], progress: Progress, lines: _Lines
-) -> None:
-    """Follow the applied offsets until every receipt is reached; raises ApiError when nothing moves any more."""
-    task = progress.tasks[-1].id
-    moved_at, before = time.monotonic(), -1
-    pause = threading.Event()
-    while True:
-        offsets: dict[int, int] = {}
-        for shard in client.collection(collection)["shards"]:
-            for partition, offset in shard.get("applied_offsets", {}).items():
-                offsets[int(partition)] = max(int(offset), offsets.get(int(partition), -1))
-        reached = sum(1 for receipt in receipts if offsets.get(receipt.partition, -1) >= receipt.offset)
-        progress.update(task, completed=reached)
-        lines.tell()
-        if reached == len(receipts):
-            return
-        if reached != before:
-            moved_at, before = time.monotonic(), reached
-        if time.monotonic() - moved_at > _STALLED_AFTER_S:
-            raise ApiError(
-                504,
-                "not_searchable_in_time",
-                f"{len(receipts) - reached} pictures are logged, but nothing became searchable for "
-                f"{_STALLED_AFTER_S:.0f} s; look at: riverlens status",
-                retryable=True,
-            )
-        pause.wait(0.25)
+def _reason(result: UploadResult) -> str:
+    if isinstance(result.error, ImageRejected):
+        return str(result.error.members.get("reason", result.error.detail))
+    return result.reason or ""
 
 
-def _rejections(
-    client: RiverlensClient,
-    collection: str,
-    receipts: dict[str, tuple[SourcePicture, Receipt]],
-    parallel: int,
-    progress: Progress,
-) -> list[tuple[str, str]]:
-    """Files whose event was rejected in the stream, with the reason."""
-
-    def reason(image_id: str) -> str | None:
-        image = client.image(collection, image_id)
-        rejection = image.get("rejection")
-        rejected = image["state"] == "rejected" or (rejection or {}).get("offset") == receipts[image_id][1].offset
-        return str((rejection or {}).get("reason", "rejected")) if rejected else None
-
-    found = []
-    with ThreadPoolExecutor(parallel) as pool:
-        for image_id, why in zip(receipts, pool.map(reason, receipts), strict=True):
-            if why is not None:
-                path = str(receipts[image_id][0].path)
-                found.append((path, why))
-                progress.console.print(f"[yellow]{path}[/]: rejected: {why}", highlight=False)
-    return found
+def _check_stalled(report: UploadReport) -> None:
+    """Raise NotSearchableInTime if the shards stood still while pictures waited for them."""
+    stalled = [r for r in report.failed if r.uploaded is not None and isinstance(r.error, DeadlineExceeded)]
+    if stalled:
+        raise NotSearchableInTime(f"{stalled[0].reason}; look at: riverlens status")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
 
 from contract.errors import RiverlensError
-from serving.client import ApiError, ServerUnreachable
+from serving.client import ClientError, SearchAnswer, ServerUnreachable
 
 console = Console()
 errors = Console(stderr=True)
@@ -19,7 +17,7 @@ def report_failure(error: Exception) -> str | None:
     match error:
         case ServerUnreachable():
             message = f"{error}. Start it with: riverlens up"
-        case ApiError():
+        case ClientError():
             again = " (the same call may succeed later)" if error.retryable else ""
             message = f"{error.detail} [{error.code}]{again}"
         case RiverlensError():
@@ -32,22 +30,22 @@ def report_failure(error: Exception) -> str | None:
     return message
 
 
-def print_hits(title: str, answer: dict[str, Any]) -> None:
+def print_hits(title: str, answer: SearchAnswer) -> None:
     """A table of hits and one line on what the answer covers."""
     table = Table(title=title, title_justify="left", show_edge=False)
     table.add_column("#", justify="right")
     table.add_column("score", justify="right")
     table.add_column("id", overflow="fold")
     table.add_column("caption")
-    for rank, hit in enumerate(answer["hits"], 1):
-        payload = hit.get("payload") or {}
-        table.add_row(str(rank), f"{hit['score']:.3f}", hit["id"], str(payload.get("caption", "")))
+    for rank, hit in enumerate(answer.hits, 1):
+        payload = hit.payload or {}
+        table.add_row(str(rank), f"{hit.score:.3f}", hit.id, str(payload.get("caption", "")))
     console.print(table)
-    coverage, took = answer["coverage"], answer["took_ms"]
-    partial = " [bold yellow]partial answer[/]" if coverage["degraded"] else ""
+    coverage, took = answer.coverage, answer.took_ms
+    partial = " [bold yellow]partial answer[/]" if coverage.degraded else ""
     console.print(
-        f"[dim]{coverage['shards_answered']} of {coverage['shards_total']} shards{partial} · "
-        f"staleness {answer['freshness']['staleness_s']:.1f} s · {took['total']:.0f} ms "
-        f"(encode {took['encode']:.0f}, fan-out {took['fan_out']:.0f}) · {answer['model']}[/]",
+        f"[dim]{coverage.shards_answered} of {coverage.shards_total} shards{partial} · "
+        f"staleness {answer.freshness.staleness_s:.1f} s · {took.total:.0f} ms "
+        f"(encode {took.encode:.0f}, fan-out {took.fan_out:.0f}) · {answer.model}[/]",
         highlight=False,
     )

@@ -9,19 +9,20 @@ from typing import Any
 from rich.table import Table
 
 from serving.cli.output import console
-from serving.client import RiverlensClient
+from serving.client import Client
 
 
-def print_status(client: RiverlensClient, collection: str | None, *, as_json: bool) -> None:
+def print_status(client: Client, collection: str | None, *, as_json: bool) -> None:
     """Print the state of one collection, or of all; raises ServerUnreachable."""
-    missing = client.ready()
-    names = [collection] if collection else [one["name"] for one in client.collections()]
-    found = [client.collection(name) for name in names]
+    readiness = client.readiness()
+    missing = "; ".join(readiness.missing) or None
+    names = [collection] if collection else [one.name for one in client.collections()]
+    found = [client.collection(name).raw for name in names]
     if as_json:
-        console.print_json(json.dumps({"ready": missing is None, "missing": missing, "collections": found}))
+        console.print_json(json.dumps({"ready": readiness.ready, "missing": missing, "collections": found}))
         return
     console.print(
-        f"{client.base_url}: " + ("[green]ready[/]" if missing is None else f"[yellow]not ready[/]: {missing}")
+        f"{client.base_url}: " + ("[green]ready[/]" if readiness.ready else f"[yellow]not ready[/]: {missing}")
     )
     for one in found:
         _print_collection(one)

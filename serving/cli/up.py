@@ -22,7 +22,7 @@ from honcho.manager import Manager
 from contract.errors import SettingsInvalid, Unavailable
 from contract.settings import Settings
 from serving.cli.output import console
-from serving.client import RiverlensClient
+from serving.client import Client, Readiness
 
 ROOT = Path(__file__).parent.parent.parent
 _STOP_EACH_S = 30.0
@@ -131,17 +131,19 @@ def run(settings: Settings) -> int:
 def _announce(settings: Settings, manager: OrderedManager, run_file: Path) -> None:
     """Say once that everything is ready, and keep the list of processes for a later start to clean up after."""
     pause = threading.Event()
-    with RiverlensClient(settings.base_url, timeout_s=10) as client:
+    with Client(settings.base_url, deadline_s=10) as client:
         deadline = time.monotonic() + _READY_WITHIN_S
-        missing: str | None = "starting"
-        while missing is not None and time.monotonic() < deadline and not manager.stop_requested:
+        readiness = Readiness(ready=False, missing=("starting",))
+        while not readiness.ready and time.monotonic() < deadline and not manager.stop_requested:
             _write_run_file(run_file, manager.pids())
             pause.wait(0.5)
-            missing = client.ready()
-    if missing is None:
+            readiness = client.readiness()
+    if readiness.ready:
         console.print(f"[bold green]Riverlens is ready:[/] {settings.base_url}", highlight=False)
     elif not manager.stop_requested and manager.failed is None:
-        console.print(f"[yellow]not ready after {_READY_WITHIN_S:.0f} s:[/] {missing}", highlight=False)
+        console.print(
+            f"[yellow]not ready after {_READY_WITHIN_S:.0f} s:[/] {'; '.join(readiness.missing)}", highlight=False
+        )
 
 
 @contextlib.contextmanager

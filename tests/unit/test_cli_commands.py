@@ -19,7 +19,7 @@ from serving.cli import index
 from serving.cli.app import app, parse_crop
 from serving.cli.output import report_failure
 from serving.cli.sources import list_pictures, stable_id
-from serving.client import ApiError, RiverlensClient, ServerUnreachable
+from serving.client import ApiError, Client, Retry, ServerUnreachable
 
 PROBLEM = {"type": "urn:x", "title": "x", "status": 503, "detail": "away", "code": "unavailable", "retryable": True}
 
@@ -92,7 +92,7 @@ class FakeHandler(BaseHTTPRequestHandler):
         elif self.path.startswith("/v1/collections/images/images/"):
             image_id = self.path.rsplit("/", 1)[1]
             rejected = server.images.get(image_id, "").startswith("torn")
-            rejection = {"code": "invalid_image", "reason": "truncated"} if rejected else None
+            rejection = {"code": "invalid_image", "reason": "truncated", "offset": 0} if rejected else None
             self._answer(
                 200, {"id": image_id, "state": "rejected" if rejected else "searchable", "rejection": rejection}
             )
@@ -115,8 +115,8 @@ def server() -> Iterator[FakeServer]:
     fake.server_close()
 
 
-def _client(server: FakeServer) -> RiverlensClient:
-    return RiverlensClient(server.url, attempts=3, first_pause_s=0.0)
+def _client(server: FakeServer) -> Client:
+    return Client(server.url, retry=Retry(attempts=3, first_s=0.0))
 
 
 def _folder(tmp_path: Path, *names: str) -> Path:
@@ -180,11 +180,11 @@ def test_only_retryable_failures_are_tried_again(tmp_path: Path, server: FakeSer
     folder = _folder(tmp_path, "broken.png")
     with _client(server) as client:
         server.failures = 2
-        assert client.collection("images")["name"] == "images"
+        assert client.collection("images").name == "images"
         assert len(server.calls) == 3
         server.calls.clear()
         with pytest.raises(ApiError) as caught:
-            client.upload("images", folder / "broken.png", "x", {})
+            client.upload("images", folder / "broken.png", id="x")
         assert (caught.value.code, caught.value.retryable, len(server.calls)) == ("invalid_image", False, 1)
         server.failures = 99
         with pytest.raises(ApiError, match="away"):
@@ -218,7 +218,7 @@ def test_search_sends_its_filter(server: FakeServer, tmp_path: Path) -> None:
 
 def test_an_expected_failure_is_one_line_that_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert "riverlens up" in (report_failure(ServerUnreachable("http://x does not answer")) or "")
-    assert "[busy]" in (report_failure(ApiError(503, "busy", "later", retryable=True)) or "")
+    assert "[busy]" in (report_failure(ApiError("later", status=503, code="busy", retryable=True)) or "")
     assert report_failure(KeyError("bug")) is None
     assert "Traceback" not in capsys.readouterr().err
 

@@ -1,0 +1,314 @@
+"""The client for asyncio: the same calls, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import random as random_numbers
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Self, TypeVar, Unpack
+
+import httpx
+
+from contract.events import Receipt
+from serving.client import calls, flows
+from serving.client.answers import (
+    Changed,
+    Collection,
+    CollectionStatistics,
+    Content,
+    Dropped,
+    Image,
+    Readiness,
+    SearchAnswer,
+    Uploaded,
+)
+from serving.client.attempts import Context, Flow, Outcome, Pause, Retry, Send, perform
+from serving.client.batch import POLL_S, Batch, Job, JobOutcome, Progress, UploadItem, UploadReport
+from serving.client.calls import ByteProgress, Picture, Reply, Wait
+from serving.client.connection import (
+    DEFAULT_CONNECTIONS,
+    DEFAULT_DEADLINE_S,
+    DEFAULT_URL,
+    check_url,
+    http_options,
+    request_of,
+)
+from serving.client.errors import ApiError, ClientError
+from serving.client.options import CollectionParameters, SearchOptions, SearchQuery
+
+Result = TypeVar("Result")
+
+
+class AsyncClient:
+    """Calls one server from one event loop; use it in an `async with` block, or `close` it.
+
+    Takes and raises what `Client` does. A task that is cancelled in a call ends its request at
+    once; an upload or a change that was under way may have taken effect.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        retry: Retry | None = None,
+        connections: int = DEFAULT_CONNECTIONS,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        random: Callable[[], float] = random_numbers.random,
+    ) -> None:
+        self.base_url = check_url(base_url)
+        self._deadline_s = deadline_s
+        self._retry = retry or Retry()
+        self._clock = clock
+        self._sleep = sleep
+        self._random = random
+        self._http = httpx.AsyncClient(**http_options(self.base_url, connections), transport=transport)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def upload(
+        self,
+        collection: str,
+        picture: Picture,
+        *,
+        id: str | None = None,  # noqa: A002 — the word of the API
+        payload: Mapping[str, Any] | None = None,
+        wait: Wait = "logged",
+        file_name: str | None = None,
+        progress: ByteProgress | None = None,
+        deadline_s: float | None = None,
+    ) -> Uploaded:
+        """Upload a picture: its bytes or the path of its file.
+
+        Sent again after a retryable error it stays one image: without an `id` it gets a new one
+        before it is sent. With `wait="searchable"` it returns once every search finds the picture.
+
+        Raises OSError for a file that cannot be read, and ClientError: ImageRejected, or
+        NotSearchableInTime with its `receipt` when the deadline comes first.
+        """
+        return await self._upload(
+            collection, picture, id or calls.new_id(), payload or {}, wait, file_name, progress, deadline_s
+        )
+
+    async def upload_object(
+        self,
+        collection: str,
+        object_key: str,
+        *,
+        id: str | None = None,  # noqa: A002
+        payload: Mapping[str, Any] | None = None,
+        wait: Wait = "logged",
+        deadline_s: float | None = None,
+    ) -> Uploaded:
+        """Upload a picture whose bytes lie in the server's object store already; as `upload`."""
+        image_id = id or calls.new_id()
+        call = calls.upload_object(collection, object_key, image_id, payload or {}, wait)
+        return await self._run(flows.upload(call, collection, image_id, None, self._context(deadline_s)))
+
+    async def upload_many(
+        self,
+        collection: str,
+        items: Iterable[UploadItem | Picture],
+        *,
+        parallel: int = 4,
+        wait: Wait = "searchable",
+        progress: Progress | None = None,
+        deadline_s: float | None = None,
+        stalled_after_s: float = 120.0,
+    ) -> UploadReport:
+        """Upload many pictures, `parallel` at a time, and report what became of each; as `Client.upload_many`.
+
+        Cancelled, or with an exception in `progress`, it cancels what is under way before it ends.
+        """
+        batch = Batch(items, wait, self._clock, stalled_after_s, progress)
+        running: dict[asyncio.Task[JobOutcome], Job] = {}
+        try:
+            asked_at = self._clock()
+            while True:
+                while len(running) < parallel and (job := batch.next_job()) is not None:
+                    running[asyncio.create_task(self._job(collection, job, deadline_s))] = job
+                if batch.waits and (not running or self._clock() - asked_at >= POLL_S):
+                    await self._ask_applied(collection, batch, deadline_s)
+                    asked_at = self._clock()
+                if batch.finished:
+                    return batch.report()
+                if not running:
+                    if batch.waits:
+                        await self._sleep(POLL_S)
+                    continue
+                timeout_s = POLL_S if batch.waits else None
+                done, _ = await asyncio.wait(running, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    batch.done(running.pop(task), task.result())
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def wait_applied(
+        self,
+        collection: str,
+        receipts: Iterable[Receipt],
+        *,
+        progress: flows.AppliedProgress | None = None,
+        deadline_s: float | None = None,
+    ) -> None:
+        """Return once the events of all receipts have taken effect in every replica that answers."""
+        await self._run(flows.wait_applied(collection, receipts, self._context(deadline_s), progress))
+
+    async def image(self, collection: str, image_id: str, *, deadline_s: float | None = None) -> Image:
+        """Payload and state of one image; raises NotFound."""
+        return await self._run(perform(calls.image(collection, image_id), self._context(deadline_s)))
+
+    async def content(
+        self, collection: str, image_id: str, *, size: int | None = None, deadline_s: float | None = None
+    ) -> Content:
+        """The picture as it was uploaded, or a WebP thumbnail of `size` 64, 128, 256, 512 or 1024 pixels."""
+        return await self._run(perform(calls.content(collection, image_id, size), self._context(deadline_s)))
+
+    async def update_payload(
+        self,
+        collection: str,
+        image_id: str,
+        payload: Mapping[str, Any],
+        *,
+        wait: Wait = "logged",
+        deadline_s: float | None = None,
+    ) -> Changed:
+        """Replace the payload as a whole; the picture is not embedded again. Raises NotFound."""
+        call = calls.update_payload(collection, image_id, payload, wait)
+        return await self._run(flows.change(call, collection, image_id, self._context(deadline_s)))
+
+    async def delete(
+        self, collection: str, image_id: str, *, wait: Wait = "logged", deadline_s: float | None = None
+    ) -> Changed:
+        """Delete an image; with `wait="searchable"`, return when no search returns it. Raises NotFound."""
+        call = calls.delete(collection, image_id, wait)
+        return await self._run(flows.change(call, collection, image_id, self._context(deadline_s)))
+
+    async def search(
+        self,
+        collection: str,
+        text: str | None = None,
+        *,
+        image: Picture | None = None,
+        deadline_s: float | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> SearchAnswer:
+        """Search by words, a picture, `image_id`, `positive` and `negative` examples, or a mix of them.
+
+        With `min_receipt` — a receipt, or the answer to an upload or a change — the search waits
+        until that event has taken effect, so that it finds one's own upload.
+        """
+        picture = None if image is None else await asyncio.to_thread(calls.read_picture, image)
+        return await self._run(perform(calls.search(collection, text, picture, options), self._context(deadline_s)))
+
+    async def search_many(
+        self, collection: str, searches: Sequence[SearchQuery], *, deadline_s: float | None = None
+    ) -> tuple[SearchAnswer | ApiError, ...]:
+        """Many searches in one request: for each, in their order, its answer or its own error."""
+        return await self._run(perform(calls.search_many(collection, searches), self._context(deadline_s)))
+
+    async def click(
+        self, collection: str, request_id: str, image_id: str, rank: int, *, deadline_s: float | None = None
+    ) -> None:
+        """Say which hit of the search `request_id` a person chose, with its rank from 0.
+
+        Sent again only where the server surely has not counted it.
+        """
+        await self._run(perform(calls.click(collection, request_id, image_id, rank), self._context(deadline_s)))
+
+    async def collections(self, *, deadline_s: float | None = None) -> tuple[Collection, ...]:
+        """All collections, by name."""
+        return await self._run(perform(calls.collections(), self._context(deadline_s)))
+
+    async def collection(self, name: str, *, deadline_s: float | None = None) -> CollectionStatistics:
+        """Parameters, counts and shards of one collection; raises NotFound."""
+        return await self._run(perform(calls.collection(name), self._context(deadline_s)))
+
+    async def create_collection(
+        self, name: str, *, deadline_s: float | None = None, **parameters: Unpack[CollectionParameters]
+    ) -> Collection:
+        """Make a collection, or find it made with these parameters; raises CollectionExists if with others."""
+        return await self._run(perform(calls.create_collection(name, parameters), self._context(deadline_s)))
+
+    async def drop_collection(self, name: str, *, deadline_s: float | None = None) -> Dropped:
+        """Drop a collection with everything in it; raises NotFound."""
+        return await self._run(perform(calls.drop_collection(name), self._context(deadline_s)))
+
+    async def readiness(self, *, deadline_s: float | None = None) -> Readiness:
+        """Whether every part is ready now. Asks once, and does not raise: a server that is not there is not ready."""
+        return await self._run(flows.readiness(self._context(deadline_s, Retry(attempts=1))))
+
+    def _context(self, deadline_s: float | None, retry: Retry | None = None) -> Context:
+        seconds = self._deadline_s if deadline_s is None else deadline_s
+        ends_at = self._clock() + seconds
+        return Context(self.base_url, self._clock, self._random, retry or self._retry, seconds, ends_at)
+
+    async def _upload(
+        self,
+        collection: str,
+        picture: Picture,
+        image_id: str,
+        payload: Mapping[str, Any],
+        wait: Wait,
+        file_name: str | None,
+        progress: ByteProgress | None,
+        deadline_s: float | None,
+    ) -> Uploaded:
+        context = self._context(deadline_s)
+        file = await asyncio.to_thread(calls.read_picture, picture)
+        call = calls.upload(collection, file, image_id, payload, wait, file_name, progress)
+        return await self._run(flows.upload(call, collection, image_id, file.data, context))
+
+    async def _job(self, collection: str, job: Job, deadline_s: float | None) -> JobOutcome:
+        try:
+            if job.receipt is not None:
+                context = self._context(deadline_s)
+                return await self._run(flows.check_rejection(collection, job.id, job.receipt, context))
+            item = job.item
+            return await self._upload(
+                collection, item.picture, job.id, item.payload, "logged", item.file_name, None, deadline_s
+            )
+        except (ClientError, OSError) as error:
+            return error
+
+    async def _ask_applied(self, collection: str, batch: Batch, deadline_s: float | None) -> None:
+        try:
+            batch.applied(await self._run(flows.applied_offsets(collection, self._context(deadline_s))))
+        except ClientError as error:
+            batch.poll_failed(error)
+
+    async def _run(self, flow: Flow[Result]) -> Result:
+        """Do what a flow asks for, until its result."""
+        outcome: Outcome = None
+        while True:
+            try:
+                step = flow.send(outcome)
+            except StopIteration as ended:
+                result: Result = ended.value
+                return result
+            if isinstance(step, Pause):
+                await self._sleep(step.seconds)
+                outcome = None
+            else:
+                outcome = await self._send(step)
+
+    async def _send(self, step: Send) -> Outcome:
+        try:
+            async with asyncio.timeout(step.left_s):
+                response = await self._http.send(request_of(self._http, step))
+        except (httpx.RequestError, TimeoutError) as error:
+            return error
+        return Reply(response.status_code, response.headers, response.content)
