@@ -6,7 +6,9 @@ from typing import Any
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 
+from actors.index import kernels
 from actors.messages import FloatMatrix
 from contract.events import Quantization
 
@@ -16,8 +18,6 @@ _LANES = 16
 # lies outside of this many deviations, and is cut there.
 _CLIP_DEVIATIONS = 4.5
 _ROTATION_SEED = 7
-# Squared lengths this close to 1 are those of unit vectors in half precision.
-_UNIT = 1e-3
 _PQ_BITS = 8
 _PQ_SUB_DIMENSION = 4
 # Source: FAISS, Clustering parameters; fewer than 39 points per centroid train badly.
@@ -59,6 +59,11 @@ class Codec:
     def scans_codes(self) -> bool:
         """Whether FAISS can scan a selection of the codes; product quantization cannot."""
         return self.quantization != "pq"
+
+    @property
+    def compares_bytes(self) -> bool:
+        """Whether a code is one byte per component, and near codes have a small Euclidean distance."""
+        return self.quantization == "sq8"
 
     def candidates(self, k: int) -> int:
         """How many to take by code so that the `k` best by stored vector are among them.
@@ -106,19 +111,25 @@ class Codec:
 
     def encode(self, vectors: FloatMatrix) -> FloatMatrix:
         """Points or queries, (n, d) float32, as the FAISS index takes them: (n, width) float32."""
+        if self.compares_bytes:
+            return self.encode_bytes(vectors).astype(np.float32)
         if self.quantization in ("none", "fp16"):
             return np.ascontiguousarray(vectors, dtype=np.float32)
         squares = np.einsum("ij,ij->i", vectors, vectors)
-        unit = vectors
-        if np.abs(squares - 1).max(initial=0) > _UNIT:
-            unit = (vectors / np.sqrt(np.where(squares > 0, squares, 1))[:, None]).astype(np.float32, copy=False)
-        if self._rotation is None:
-            return np.ascontiguousarray(unit, dtype=np.float32)
-        rotated = self._rotation.apply(unit)
-        if self.quantization == "rabitq":
-            return rotated
-        rotated += 128.0  # FAISS cuts the fraction off: this rounds to the middle of 0…255
-        return np.clip(rotated, 0.0, 255.0, out=rotated)
+        unit = (vectors / np.sqrt(np.where(squares > 0, squares, 1))[:, None]).astype(np.float32, copy=False)
+        return np.ascontiguousarray(unit) if self._rotation is None else self._rotation.apply(unit)
+
+    def encode_bytes(self, vectors: FloatMatrix) -> npt.NDArray[np.uint8]:
+        """As `encode`, (n, width) uint8, where `compares_bytes`."""
+        encoded = np.empty((len(vectors), self.width), dtype=np.uint8)
+        kernels.encode(*self.rotation, np.ascontiguousarray(vectors, dtype=np.float32), encoded)
+        return encoded
+
+    @property
+    def rotation(self) -> tuple[npt.NDArray[np.float32], FloatMatrix, FloatMatrix]:
+        """Signs and the two factors of the rotation, as `kernels.encode` takes them, where there is one."""
+        assert self._rotation is not None  # noqa: S101 - callers ask `compares_bytes` first
+        return self._rotation.factors
 
 
 class Rotation:
@@ -137,6 +148,11 @@ class Rotation:
         self._signs = random.choice([-1.0, 1.0], self.width).astype(np.float32)
         self._left, self._right = (_orthogonal(random, n) for n in (rows, self.width // rows))
         self._left *= np.float32(scale)
+
+    @property
+    def factors(self) -> tuple[npt.NDArray[np.float32], FloatMatrix, FloatMatrix]:
+        """Signs (width,), and the factors on the left and on the right of the grid of a vector's components."""
+        return self._signs, self._left, self._right
 
     def apply(self, vectors: FloatMatrix) -> FloatMatrix:
         """(n, d) float32 to (n, width) float32; angles stay, lengths times `scale`."""

@@ -12,6 +12,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from actors.index import kernels
 from actors.index.codes import Codec
 from actors.index.growing import Numbers, positions
 from actors.index.image_ids import PackedIds
@@ -23,6 +24,7 @@ Labels = npt.NDArray[np.int64]
 Bitmap = npt.NDArray[np.uint8]
 
 _LESS_URGENT = 10
+_EVERYTHING = np.empty(0, dtype=np.uint8)
 _threads = threading.local()
 # Its type stubs lack much of what SWIG generates.
 _faiss: Any = faiss
@@ -65,8 +67,10 @@ class SealedGraph:
         self.numbers = numbers
         self.image_ids = image_ids
         self.file = file
-        self._rows = None if file is None else file.rows(len(numbers))
         self._storage: Any = _faiss.downcast_index(index.storage)
+        self._links: _Links | None = None
+        if codec.compares_bytes and file is not None and len(numbers):
+            self._links = _Links(index.hnsw, self._storage, file)
 
     def __len__(self) -> int:
         """Labels, the dead among them too."""
@@ -78,36 +82,70 @@ class SealedGraph:
 
     def vectors(self, labels: Labels) -> FloatMatrix:
         """(n, d) float32: the vectors of (n,) labels, which must be 0 or more."""
-        if self._rows is not None:
-            return self._rows[labels].astype(np.float32)
+        if self.file is not None:
+            return self.file.read(labels)
         vectors: FloatMatrix = self.index.reconstruct_batch(labels)
         return vectors
 
     def search(
         self, queries: FloatMatrix, k: int, ef: int, allowed: Bitmap | None = None
     ) -> tuple[FloatMatrix, Labels]:
-        """Walk the graph: scores and labels, both (q, k); label -1 where fewer were met.
+        """Walk the graph: scores by stored vector, highest first, and labels, both (q, k).
+
+        Where fewer were met, the last labels are -1 and their scores -inf.
 
         Args:
-            queries: (q, w) float32, encoded by the codec.
+            queries: (q, d) float32.
             k: How many to return.
             ef: Width of the walk; at least k is taken.
             allowed: Labels that may be returned; None for all. The walk passes through the others.
         """
+        if self._links is not None:
+            return self._links.walk(self.codec, queries, k, max(ef, k), allowed)
         use_threads(1)
         if allowed is None:
             parameters = _faiss.SearchParametersHNSW(efSearch=max(ef, k))
         else:
             selector = _faiss.IDSelectorBitmap(allowed)
             parameters = _faiss.SearchParametersHNSW(efSearch=max(ef, k), sel=selector)
-        scores, labels = self.index.search(queries, k, params=parameters)
-        return scores, labels
+        scores, labels = self.index.search(self.codec.encode(queries), k, params=parameters)
+        return self._scored(queries, scores, labels)
 
     def scan(self, queries: FloatMatrix, k: int, allowed: Bitmap) -> tuple[FloatMatrix, Labels]:
-        """Compare with every allowed label: scores and labels, both (q, k)."""
+        """As `search`, by comparison with the code of every allowed label."""
         use_threads(1)
         parameters = _faiss.SearchParameters(sel=_faiss.IDSelectorBitmap(allowed))
-        scores, labels = self._storage.search(queries, k, params=parameters)
+        scores, labels = self._storage.search(self.codec.encode(queries), k, params=parameters)
+        return self._scored(queries, scores, labels)
+
+    def _scored(self, queries: FloatMatrix, scores: FloatMatrix, labels: Labels) -> tuple[FloatMatrix, Labels]:
+        if self.file is None:
+            scores[labels < 0] = -np.inf
+        else:
+            self.file.score(queries, labels, scores)
+        return scores, labels
+
+
+class _Links:
+    """What a walk reads of a FAISS graph over bytes, as arrays in FAISS's own memory, and the vectors' file."""
+
+    def __init__(self, hnsw: Any, storage: Any, file: VectorFile) -> None:
+        """The index must outlive this object, and never change."""
+        codes = _faiss.rev_swig_ptr(storage.codes.data(), storage.codes.size())
+        neighbors = _faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size())
+        offsets = _faiss.rev_swig_ptr(hnsw.offsets.data(), hnsw.offsets.size()).view(np.int64)
+        levels = _faiss.vector_to_array(hnsw.cum_nneighbor_per_level).astype(np.int64)
+        self._arrays = (codes, neighbors, offsets, levels, int(hnsw.entry_point), int(hnsw.max_level))
+        self._file = file
+
+    def walk(
+        self, codec: Codec, queries: FloatMatrix, k: int, ef: int, allowed: Bitmap | None
+    ) -> tuple[FloatMatrix, Labels]:
+        """As SealedGraph.search."""
+        labels, scores = np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32)
+        some = _EVERYTHING if allowed is None else allowed
+        missing = kernels.walk(*self._arrays, *self._file.source(), *codec.rotation, queries, ef, some, labels, scores)
+        self._file.check(missing)
         return scores, labels
 
 

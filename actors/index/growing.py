@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import simsimd
 
+from actors.index import kernels
 from actors.index.codes import Codec
 from actors.messages import FloatMatrix
 from contract.events import Quantization
@@ -19,8 +19,10 @@ Bytes = npt.NDArray[np.uint8]
 Slots = npt.NDArray[np.int64]
 
 _FIRST_CAPACITY = 64
+_CAPACITY_KEPT = 4096
 # Few rows are compared in float32 at once; of many, the bytes choose which.
 _BY_CODE_MIN = 256
+_NONE: Mask = np.empty(0, dtype=np.bool_)
 
 
 class GrowingView(NamedTuple):
@@ -39,24 +41,20 @@ class GrowingView(NamedTuple):
     living: int
 
     def search(self, queries: FloatMatrix, k: int, allowed: Mask | None = None) -> tuple[FloatMatrix, Slots]:
-        """Best living rows of each query, unordered: scores (q, c) and slots (q, c), the best `k` among them.
+        """Best living rows of each query: scores (q, c), highest first, and slots (q, c), the best `k` among them.
 
-        Scores are inner products with the rows. The dead, and rows that are not `allowed` ((n,)
-        bool), have the score -inf.
+        Scores are inner products with the rows. Where fewer are left than c, the last scores are
+        -inf: the dead, and rows that are not `allowed` ((n,) bool), are not found.
         """
         count, chosen = len(self.rows), self.codec.candidates(k)
         if self.codes is None or count <= max(_BY_CODE_MIN, chosen):
             return self.compare(queries, k, allowed)
         hidden = self._hidden(allowed)
-        # A quarter of the bytes go through the processor, which is what a scan costs.
-        wanted = self.codec.encode(queries).astype(np.uint8)
-        distances = np.asarray(simsimd.cdist(wanted, self.codes, "sqeuclidean"))
-        if hidden is not None:
-            distances[:, hidden] = np.inf
-        slots = np.argpartition(distances, chosen - 1, axis=1)[:, :chosen]
-        scores = np.matmul(self.rows[slots], queries[:, :, None])[:, :, 0]
-        if hidden is not None:
-            scores[hidden[slots]] = -np.inf
+        slots, scores = np.empty((len(queries), chosen), dtype=np.int64), np.empty((len(queries), chosen), np.float32)
+        codes = self.codes.reshape(-1)
+        kernels.scan(
+            codes, self.rows, _NONE if hidden is None else hidden, *self.codec.rotation, queries, slots, scores
+        )
         return scores, slots
 
     def names(self, slots: Sequence[int]) -> list[str]:
@@ -70,12 +68,12 @@ class GrowingView(NamedTuple):
         if hidden is not None:
             scores[:, hidden] = -np.inf
         if count <= k:
-            return scores, np.broadcast_to(np.arange(count), scores.shape)
+            return _descending(scores, np.broadcast_to(np.arange(count), scores.shape))
         # What equals the last of the best comes along: which of them is a hit, the id decides.
         least = np.partition(scores, count - k, axis=1)[:, count - k]
         wanted = int((scores >= least[:, None]).sum(axis=1).max())
         slots = np.argpartition(scores, count - wanted, axis=1)[:, -wanted:]
-        return np.take_along_axis(scores, slots, axis=1), slots
+        return _descending(np.take_along_axis(scores, slots, axis=1), slots)
 
     def _hidden(self, allowed: Mask | None) -> Mask | None:
         if allowed is None:
@@ -120,10 +118,10 @@ class GrowingSegment:
         """Add points at the end; `numbers` ascend and are above all that are here."""
         start, end = self.queued, self.queued + len(numbers)
         if end > len(self._rows):
-            self._move(np.arange(start), max(2 * len(self._rows), end))
+            self._move(0, max(2 * len(self._rows), end))
         self._rows[start:end] = vectors
         if self._codes is not None:
-            self._codes[start:end] = self._codec.encode(vectors)
+            self._codes[start:end] = self._codec.encode_bytes(vectors)
         self._numbers[start:end] = numbers
         # Views share the list and look no further than their own length.
         self._image_ids.extend(image_ids)
@@ -148,20 +146,28 @@ class GrowingSegment:
         """Forget the first `count` rows; views keep them."""
         self._dead = None if self._dead is None else self._dead[count:].copy()
         self._dead_count = 0 if self._dead is None else int(self._dead.sum())
-        self._move(np.arange(count, self.queued), _FIRST_CAPACITY)
+        # As many will come again before the next drop.
+        self._move(count, max(_FIRST_CAPACITY, min(len(self._rows), _CAPACITY_KEPT)))
 
-    def _move(self, slots: npt.NDArray[np.int64], capacity: int) -> None:
-        """Put rows in new arrays with room for more, so that views of the old ones stay whole."""
-        capacity = max(capacity, 2 * len(slots))
+    def _move(self, first: int, capacity: int) -> None:
+        """Put the rows from `first` on in new arrays with room for more, so that views of the old ones stay whole."""
+        end = self.queued
+        kept = end - first
+        capacity = max(capacity, 2 * kept)
         rows = np.empty((capacity, self._codec.dimension), dtype=np.float32)
         numbers = np.empty(capacity, dtype=np.uint32)
-        rows[: len(slots)], numbers[: len(slots)] = self._rows[slots], self._numbers[slots]
-        self._image_ids = [self._image_ids[slot] for slot in slots]
+        rows[:kept], numbers[:kept] = self._rows[first:end], self._numbers[first:end]
+        self._image_ids = self._image_ids[first:end]
         if self._codes is not None:
             codes = np.empty((capacity, self._codec.width), dtype=np.uint8)
-            codes[: len(slots)] = self._codes[slots]
+            codes[:kept] = self._codes[first:end]
             self._codes = codes
         self._rows, self._numbers = rows, numbers
+
+
+def _descending(scores: FloatMatrix, slots: Slots) -> tuple[FloatMatrix, Slots]:
+    order = np.argsort(-scores, axis=1)
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(slots, order, axis=1)
 
 
 def positions(ascending: Numbers, wanted: Numbers) -> npt.NDArray[np.int64]:

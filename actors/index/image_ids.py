@@ -22,10 +22,9 @@ class PackedIds:
 
     def of(self, places: Sequence[int]) -> list[str]:
         """The ids at these places."""
-        blob, at = self.blob, np.array(places, dtype=np.int64)
-        ends = self.ends[at].tolist()
-        starts = np.where(at > 0, self.ends[at - 1], 0).tolist()
-        return [blob[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+        # A memory view gives Python's integers, several times faster than an array gives its own.
+        blob, ends = self.blob, self.ends.data
+        return [blob[ends[place - 1] if place else 0 : ends[place]].decode() for place in places]
 
     def extended(self, image_ids: Sequence[str]) -> PackedIds:
         """These and more after them."""

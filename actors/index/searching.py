@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -96,8 +97,8 @@ class Search:
         ef = -(-max(want.ef, count) * len(graph) // matching)
         if ef * _WALK_COST > matching + len(graph) * _PASS_COST:
             return self._scan(graph, vectors, want.k, count, allowed)
-        scores, labels = graph.search(codec.encode(vectors), count, ef, allowed.labels)
-        found = self._score(graph, vectors, want.k, scores, labels)
+        scores, labels = graph.search(vectors, count, ef, allowed.labels)
+        found = _named(scores, labels, want.k, graph.image_ids.of)
         short = [i for i, some in enumerate(found) if len(some) < min(want.k, matching)]
         if short:
             for i, some in zip(short, self._scan(graph, vectors[short], want.k, count, allowed), strict=True):
@@ -108,8 +109,8 @@ class Search:
         if not graph.codec.scans_codes:
             return self._compare(graph, vectors, k, _labels_of(allowed, graph))
         bitmap = allowed.labels if allowed.labels is not None else bitmap_of(np.ones(len(graph), dtype=np.bool_))
-        scores, labels = graph.scan(graph.codec.encode(vectors), count, bitmap)
-        return self._score(graph, vectors, k, scores, labels)
+        scores, labels = graph.scan(vectors, count, bitmap)
+        return _named(scores, labels, k, graph.image_ids.of)
 
     def _compare(self, graph: SealedGraph, vectors: FloatMatrix, k: int, labels: Labels) -> list[Found]:
         """The best `k` of these labels by comparison with all of their vectors."""
@@ -125,22 +126,6 @@ class Search:
                 ids = graph.image_ids.of(some[better].tolist())
                 found[i] = best([*mine, *zip(scores[i, better].tolist(), ids, strict=True)], k)
         return found
-
-    def _score(
-        self, graph: SealedGraph, vectors: FloatMatrix, k: int, scores: FloatMatrix, labels: Labels
-    ) -> list[Found]:
-        """The best `k` by stored vector of what the graph returned; fewer where its labels are -1."""
-        if not graph.codec.is_exact:
-            return self._rescored(graph, vectors, k, labels)
-        scores[labels < 0] = -np.inf
-        return _named(scores, labels, k, graph.image_ids.of)
-
-    def _rescored(self, graph: SealedGraph, vectors: FloatMatrix, k: int, labels: Labels) -> list[Found]:
-        """The best `k` by inner product of queries (q, d) with the stored vectors of their labels (q, c)."""
-        rows = graph.vectors(np.maximum(labels, 0).ravel()).reshape(*labels.shape, -1)
-        scores = np.matmul(rows, vectors[:, :, None])[:, :, 0]
-        scores[labels < 0] = -np.inf
-        return _named(scores, labels, k, graph.image_ids.of)
 
     def exact(self, vectors: FloatMatrix, k: int, allowed: Allowed) -> list[Found]:
         """The best `k` allowed points per query by comparison with every vector, as it is stored.
@@ -186,16 +171,20 @@ def _labels_of(allowed: Allowed, graph: SealedGraph) -> npt.NDArray[np.int64]:
 
 
 def _named(scores: FloatMatrix, places: Labels, k: int, image_ids: Named) -> list[Found]:
-    """The best `k` of each row, and what equals the last of them, with their ids; a score of -inf is none."""
-    chosen = []
-    for row, whereabouts in zip(cast("list[list[float]]", scores.tolist()), places.tolist(), strict=True):
-        ranked = sorted(zip(row, whereabouts, strict=True), reverse=True)
-        least = ranked[k - 1][0] if len(ranked) > k else _NONE
-        # Most often nothing equals the last of them, and everything is a hit.
-        cut = k if len(ranked) > k and ranked[k][0] < least else len(ranked)
-        chosen.append([pair for pair in ranked[:cut] if pair[0] >= least and pair[0] > _NONE])
-    names = iter(image_ids([place for ranked in chosen for _, place in ranked]))
-    return [[(score, next(names)) for score, _ in ranked] for ranked in chosen]
+    """The first `k` of each row, and what equals the last of them, with their ids; a score of -inf is none."""
+    cuts, chosen = [], []
+    rows = cast("list[list[float]]", scores.tolist())
+    for row, whereabouts in zip(rows, places.tolist(), strict=True):
+        cut = min(k, len(row))
+        while cut and row[cut - 1] == _NONE:
+            cut -= 1
+        # Most often nothing equals the last of them.
+        while 0 < cut < len(row) and row[cut] == row[cut - 1]:
+            cut += 1
+        cuts.append(cut)
+        chosen += whereabouts[:cut]
+    names = iter(image_ids(chosen))
+    return [list(zip(row[:cut], islice(names, cut), strict=True)) for row, cut in zip(rows, cuts, strict=True)]
 
 
 def best(candidates: Found, k: int) -> Found:

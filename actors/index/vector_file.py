@@ -1,4 +1,4 @@
-"""Vectors of a graph in the order of its labels, in a file that is mapped into memory.
+"""Vectors of a graph in the order of its labels, in a file.
 
 Re-scoring reads a dozen vectors here and there per query; from this file that costs a quarter of
 what it costs from the store. It is derived: written along with the graph, and made anew from the
@@ -7,16 +7,16 @@ store where it is missing.
 
 from __future__ import annotations
 
-import mmap
 import os
 import secrets
 import weakref
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from actors.index import kernels
 from actors.messages import FloatMatrix
 from contract.events import VectorType
 
@@ -25,7 +25,7 @@ _PREFIX = "rows-"
 
 
 class VectorFile:
-    """Rows of one dimension and type. One writer; rows that were written once are never changed while mapped.
+    """Rows of one dimension and type. One writer; rows that were written once are never changed.
 
     The file goes with the last user of this object, unless a graph file names it: see `keep`.
     """
@@ -35,6 +35,7 @@ class VectorFile:
         self.path = path
         self._dtype = np.dtype(DTYPES[vector_type])
         self._dimension = dimension
+        self._bits = np.dtype(np.uint16) if self._dtype == np.float16 else self._dtype
         self._row_bytes = dimension * self._dtype.itemsize
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         self._end = weakref.finalize(self, _discard, self._descriptor, path)
@@ -57,14 +58,24 @@ class VectorFile:
             written = os.pwrite(self._descriptor, data, offset)
             data, offset = data[written:], offset + written
 
-    def rows(self, count: int) -> npt.NDArray[np.floating]:
-        """The first `count` rows, (count, d), mapped and read-only. They must have been written."""
-        if not count:
-            return np.empty((0, self._dimension), dtype=self._dtype)
-        mapped = mmap.mmap(self._descriptor, count * self._row_bytes, prot=mmap.PROT_READ)
-        if hasattr(mmap, "MADV_RANDOM"):
-            mapped.madvise(mmap.MADV_RANDOM)
-        return np.frombuffer(mapped, dtype=self._dtype).reshape(count, self._dimension)
+    def read(self, labels: npt.NDArray[np.int64]) -> FloatMatrix:
+        """(n, d) float32: the rows that (n,) labels name. Raises OSError if the file lacks one of them."""
+        rows = np.empty((len(labels), self._dimension), dtype=self._bits)
+        self.check(kernels.read(self._descriptor, np.ascontiguousarray(labels, dtype=np.int64), rows))
+        return rows.view(self._dtype).astype(np.float32, copy=False)
+
+    def score(self, queries: FloatMatrix, labels: npt.NDArray[np.int64], scores: FloatMatrix) -> None:
+        """See kernels.score. Raises OSError if the file lacks a row."""
+        self.check(kernels.score(*self.source(), queries, labels, scores))
+
+    def source(self) -> tuple[int, npt.NDArray[Any]]:
+        """What compiled functions read rows by: the descriptor, and room for a row; they know float16 by its bits."""
+        return self._descriptor, np.empty(self._dimension, dtype=self._bits)
+
+    def check(self, missing: int) -> None:
+        """Raise OSError if a compiled function missed rows."""
+        if missing:
+            raise OSError(f"{self.path} lacks {missing} vectors of its graph; it is made anew when the shard restarts")
 
     def holds(self, count: int) -> bool:
         """Whether the file is long enough for `count` rows."""
