@@ -13,6 +13,8 @@ from actors.messages import (
     FloatMatrix,
     Pixels,
     PointState,
+    ShardScan,
+    ShardScanResult,
     ShardSearch,
     ShardSearchResult,
     ShardStatus,
@@ -46,6 +48,9 @@ class Shard(Protocol):
 
     async def fetch(self, image_ids: Sequence[str], with_vector: bool = False) -> list[PointState | None]:
         """What the shard knows of each id."""
+
+    async def scan(self, request: ShardScan) -> ShardScanResult:
+        """Searchable points in id order, a bounded piece of work."""
 
     async def wait_applied(self, partition: int, source_offset: int, timeout_s: float) -> bool:
         """True once `applied_offset >= source_offset`."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from contract.errors import InvalidRequest
+from serving.listing import PAGE_IMAGES, ImageList, encode_page, list_images
 from serving.parts import InCollection, InImageId, InParts, Wait, problems
 from serving.pictures import THUMBNAIL_SIZES
 from serving.problems import request_id_of
@@ -71,6 +72,33 @@ async def upload(
     if answer.status == "searchable":
         response.status_code = 201
     return answer
+
+
+@router.get(
+    "",
+    summary="List all images, by id",
+    response_class=Response,
+    responses={**problems(404), 200: {"description": "One page.", "model": ImageList}},
+)
+async def list_all(
+    collection: InCollection,
+    parts: InParts,
+    limit: Annotated[int | None, Query(ge=1, description="Most images of the page; it may have fewer.")] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.", max_length=2000)] = None,
+    filter_json: Annotated[str | None, Query(alias="filter", description="JSON: {must, should, must_not}")] = None,
+    with_payload: bool = True,
+) -> Response:
+    """Searchable images in the order of their ids; one that is there all the while stands on exactly one page."""
+    settings = parts.dependencies.settings
+    page = await list_images(
+        settings,
+        collection,
+        limit=limit or min(PAGE_IMAGES, settings.list_limit_max),
+        cursor=cursor,
+        condition=json_field(filter_json) if filter_json else None,
+        with_payload=with_payload,
+    )
+    return Response(encode_page(page), media_type="application/json")
 
 
 @router.get("/{image_id}", summary="Payload and state of an image", responses=problems(404))

@@ -24,10 +24,13 @@ from actors.messages import (
     Pixels,
     PointState,
     PreprocessSpec,
+    ShardScan,
+    ShardScanResult,
     ShardSearch,
     ShardSearchResult,
     ShardStatus,
 )
+from actors.scanning import scan
 from contract.errors import (
     BrokerUnavailable,
     CollectionExists,
@@ -144,6 +147,15 @@ class FakeShard:
     async def fetch(self, image_ids: Sequence[str], with_vector: bool = False) -> list[PointState | None]:
         self._check()
         return [self.points.get(image_id) for image_id in image_ids]
+
+    async def scan(self, request: ShardScan) -> ShardScanResult:
+        self._check()
+
+        def source(after: str | None, limit: int) -> list[PointState]:
+            live = sorted(image_id for image_id, point in self.points.items() if point.state == "searchable")
+            return [self.points[image_id] for image_id in live if after is None or image_id > after][:limit]
+
+        return scan(source, request)
 
     async def wait_applied(self, partition: int, source_offset: int, timeout_s: float) -> bool:
         self._check()
