@@ -20,6 +20,8 @@ $(BIN)/python:
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing the Python packages into $(VENV) (a few minutes the first time) …"
 	$(PIP_INSTALL) -e '.[cpu]'
+	@echo "Compiling the search's inner loops for this processor (some seconds) …"
+	$(BIN)/python -c "import actors.index.kernels"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -48,14 +48,40 @@ _FARTHEST: Final = np.int32(2**31 - 1)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+def _array(kind: Any, dimensions: int, readonly: bool = False) -> Any:
+    return types.Array(kind, dimensions, "C", readonly=readonly)
+
+
+_INT, _F32 = types.int64, types.float32
+_VECTORS = _array(_F32, 2, readonly=True)
+_ROTATION = (_array(_F32, 1), _array(_F32, 2), _array(_F32, 2))
+_FOUND = (_array(types.int64, 2), _array(_F32, 2))
+_GRAPH = (_array(types.uint8, 1), _array(types.int32, 1), _array(types.int64, 1), _array(types.int64, 1), _INT, _INT)
+# What a vector file may hold: the bits of float16, and float32.
+_STORED = (types.uint16, _F32)
+
+
 def _compiled(function: _Function) -> _Function:
-    """Compiled for this processor when it is first called, and kept on the disk."""
-    return cast("_Function", numba.njit(nogil=True, cache=True, error_model="numpy")(function))
+    """Compiled with whatever calls it."""
+    return cast("_Function", numba.njit(nogil=True, error_model="numpy")(function))
 
 
 def _compiled_loosely(function: _Function) -> _Function:
     """As `_compiled`; sums of floats may be taken in any order, which lets them be taken 16 at a time."""
-    return cast("_Function", numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=True)(function))
+    return cast("_Function", numba.njit(nogil=True, error_model="numpy", fastmath=True)(function))
+
+
+def _compiled_for(*signatures: Any) -> Callable[[_Function], _Function]:
+    """Compiled for this processor here and now, which takes seconds, and kept on the disk.
+
+    With arguments of other types a call fails: it never compiles while a search waits.
+    """
+
+    def compiled(function: _Function) -> _Function:
+        made = numba.njit([*signatures], nogil=True, error_model="numpy", cache=True)(function)
+        return cast("_Function", made)
+
+    return compiled
 
 
 def _declare_prefetch(_context: Any, array: Any, index: Any) -> Any:
@@ -304,7 +330,7 @@ def _rotate(
                 grid[i, j] += left[i, k] * turned[k, j]
 
 
-@_compiled
+@_compiled_for(types.void(*_ROTATION, _VECTORS, _array(types.uint8, 2)))
 def encode(
     signs: npt.NDArray[np.float32], left: FloatMatrix, right: FloatMatrix, vectors: FloatMatrix, encoded: Bytes
 ) -> None:
@@ -335,7 +361,7 @@ def _reads(descriptor: int, buffer: Any, size: int, offset: int) -> bool:
     return bool(_pread(I32(descriptor), buffer.ctypes, U(size), np.int64(offset)) == size)
 
 
-@_compiled
+@_compiled_for(*(_INT(_INT, _array(types.int64, 1, readonly=True), _array(kind, 2)) for kind in _STORED))
 def read(descriptor: int, labels: Longs, rows: Any) -> int:
     """Fill `rows` (n, d) with those rows of a file that (n,) `labels` name; neighbors in the file are read at once.
 
@@ -370,7 +396,7 @@ def _score(descriptor: int, row: Any, query: npt.NDArray[np.float32], labels: Lo
     return missing
 
 
-@_compiled
+@_compiled_for(*(_INT(_INT, _array(kind, 1), _VECTORS, *_FOUND) for kind in _STORED))
 def score(descriptor: int, row: Any, queries: FloatMatrix, labels: Longs, scores: FloatMatrix) -> int:
     """Fill `scores` (q, c) with the inner products of queries (q, d) and the rows that `labels` (q, c) name.
 
@@ -393,7 +419,12 @@ def score(descriptor: int, row: Any, queries: FloatMatrix, labels: Longs, scores
     return missing
 
 
-@_compiled
+@_compiled_for(
+    *(
+        _INT(*_GRAPH, _INT, _array(kind, 1), *_ROTATION, _VECTORS, _INT, _array(types.uint8, 1, readonly=True), *_FOUND)
+        for kind in _STORED
+    )
+)
 def walk(
     codes: Bytes, neighbors: Integers, offsets: Longs, levels: Longs, entry: int, top: int, descriptor: int, row: Any,
     signs: npt.NDArray[np.float32], left: FloatMatrix, right: FloatMatrix, queries: FloatMatrix, ef: int,
@@ -440,7 +471,11 @@ def walk(
     return score(descriptor, row, queries, labels, scores)
 
 
-@_compiled
+@_compiled_for(
+    types.void(
+        _array(types.uint8, 1), _array(_F32, 2), _array(types.bool_, 1, readonly=True), *_ROTATION, _VECTORS, *_FOUND
+    )
+)
 def scan(
     codes: Bytes, rows: FloatMatrix, hidden: npt.NDArray[np.bool_], signs: npt.NDArray[np.float32],
     left: FloatMatrix, right: FloatMatrix, queries: FloatMatrix, places: Longs, scores: FloatMatrix
