@@ -188,6 +188,27 @@ class Settings(BaseSettings):
     min_receipt_timeout_s: float = Field(5.0, gt=0)
     """Longest wait of a search with `min_receipt`, in seconds."""
 
+    blocked_tags: list[str] = []
+    """Images whose payload bears one of these at `blocked_tags_field` are never among the hits of a search."""
+
+    blocked_tags_field: str = Field("tags", min_length=1, max_length=256)
+    """Payload field that holds what `blocked_tags` names; a dotted key, as in a filter."""
+
+    rerank_candidates: int = Field(100, ge=1)
+    """Fewest hits a search with `rerank` re-ranks."""
+
+    rerank_overfetch: int = Field(4, ge=1)
+    """Hits a search with `rerank` re-ranks, as a multiple of its `limit` plus `offset`."""
+
+    rerank_candidates_max: int = Field(400, ge=1)
+    """Most hits a search with `rerank` re-ranks, and so the largest `limit` plus `offset` it may have."""
+
+    rerank_deadline_ms: int = Field(1000, ge=1)
+    """Time re-ranking may wait for vectors and pictures; hits without them are passed over and counted."""
+
+    rerank_threads: int = Field(2, ge=1)
+    """Threads that hash and compare pictures for re-ranking."""
+
     growing_max: int = Field(1024, ge=1)
     """Points the growing segment holds before they are inserted into a copy of the graph."""
 

@@ -10,16 +10,16 @@ import msgspec
 import structlog
 
 from actors.messages import PointState
-from actors.objects import thumbnail_key
-from contract.errors import BrokerUnavailable, NotFound, NotSearchableInTime, ObjectMissing, ObjectStoreUnavailable
+from contract.errors import BrokerUnavailable, NotFound, NotSearchableInTime
 from contract.events import ImageDeleted, PayloadUpdated
 from contract.settings import Settings
 from contract.telemetry import LogField
 from serving.catalog import ServedCollection
 from serving.dependencies import CollectionAdmin, EventLog, Objects
 from serving.events import await_applied, deletion, log_event, payload_update
-from serving.pictures import THUMBNAIL_TYPE, sniff, thumbnail
+from serving.pictures import THUMBNAIL_TYPE, sniff
 from serving.schemas import ChangeAnswer, ImageAnswer, ReceiptBody, Rejection
+from serving.thumbnails import stored_thumbnail
 
 _log = structlog.get_logger()
 
@@ -106,17 +106,8 @@ class Images:
         return Content(data, sniff(data) or "application/octet-stream", point.sha256)
 
     async def _thumbnail(self, collection: ServedCollection, object_key: str, sha256: str, size: int) -> Content:
-        key = thumbnail_key(collection.spec.name, sha256, size)
-        try:
-            data = await self._objects.get(key)
-        except ObjectMissing:
-            original = await self._objects.get(object_key)
-            data = await asyncio.to_thread(thumbnail, original, size, self._settings)
-            try:
-                await self._objects.put(key, data, THUMBNAIL_TYPE)
-            except ObjectStoreUnavailable as error:
-                # The thumbnail is made anew next time; this answer has it.
-                _log.warning("thumbnail not kept", **{LogField.ERROR: error.detail})
+        place = (collection.spec.name, object_key, sha256, size)
+        data = await stored_thumbnail(self._objects, self._settings, *place)
         return Content(data, THUMBNAIL_TYPE, f"{sha256}-{size}")
 
     async def _change(

@@ -13,6 +13,7 @@ from serving.dependencies import Dependencies
 from serving.images import Images
 from serving.metrics import Metrics
 from serving.query import QueryEncoder
+from serving.rerank.reranker import Reranker
 from serving.search import Searcher
 from serving.state import SystemState
 from serving.upload import Uploader
@@ -42,7 +43,7 @@ def assemble(dependencies: Dependencies) -> Parts:
         metrics=metrics,
         uploader=Uploader(settings, events, objects, metrics),
         images=Images(settings, events, objects, dependencies.admin),
-        searcher=Searcher(settings, QueryEncoder(settings, objects, metrics), metrics),
+        searcher=Searcher(settings, QueryEncoder(settings, objects, metrics), Reranker(settings, objects), metrics),
         state=SystemState(dependencies, catalog),
     )
 

@@ -45,6 +45,7 @@ _SEARCH_BODY: dict[str, Any] = {
                         "min_receipt": {"type": "string", "description": "JSON: {partition, offset}, or a list"},
                         "with_payload": {"type": "boolean"},
                         "filter": {"type": "string", "description": "JSON: {must, should, must_not}"},
+                        "rerank": {"type": "string", "description": "JSON: true, or the stages"},
                     },
                 }
             },
@@ -100,6 +101,7 @@ async def get_search(
     negative: Annotated[list[str] | None, Query(description="Ids of images that hits shall be unlike.")] = None,
     with_payload: bool = True,
     filter_json: Annotated[str | None, Query(alias="filter", description="JSON: {must, should, must_not}")] = None,
+    rerank_json: Annotated[str | None, Query(alias="rerank", description="JSON: true, or the stages")] = None,
 ) -> Response:
     """The same search as with POST."""
     fields = {
@@ -114,6 +116,7 @@ async def get_search(
         "negative": negative or [],
         "with_payload": with_payload,
         "filter": json_field(filter_json) if filter_json else None,
+        "rerank": json_field(rerank_json) if rerank_json else None,
     }
     return await _answer(collection, validate(SearchRequest, fields), None, request, parts)
 

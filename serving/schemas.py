@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from contract.events import Quantization, VectorType
+from serving.rerank.request import RerankSwitch
 
 ImageId = Annotated[
     str,
@@ -166,7 +167,9 @@ class SearchRequest(Body):
         description="Only images whose payload satisfies it; docs/api.md has the grammar.",
         examples=[{"must": [{"key": "tags", "match": {"any": ["bird", "tree"]}}]}],
     )
-    rerank: bool | dict[str, Any] | None = Field(None, description="Not available yet.")
+    rerank: RerankSwitch = Field(
+        None, description="Stages of re-ranking; `true` collapses near-duplicates. docs/reranking.md explains each."
+    )
 
     def receipts(self) -> list[ReceiptBody]:
         """`min_receipt` as a list."""
@@ -175,12 +178,24 @@ class SearchRequest(Body):
         return self.min_receipt or []
 
 
+class GroupBody(BaseModel):
+    """The near-duplicates a hit stands for."""
+
+    count: int = Field(description="How many hits, with the one that stands for them.", examples=[3])
+    ids: list[str] = Field(description="Of the others, best first; at most 20.", examples=[["bird-2", "bird-small"]])
+
+
 class Hit(BaseModel):
     """One result."""
 
     id: str = Field(examples=["red-bird"])
     score: float = Field(description="Cosine in -1…1; of a combined query, the weighted mean.", examples=[0.31])
     payload: dict[str, Any] | None = Field(examples=[{"caption": "a red bird"}])
+    rerank_score: float | None = Field(None, description="0…1; with `rerank`, hits stand by it unless diversified.")
+    group: GroupBody | None = Field(None, description="With `rerank.dedupe`: the hits this one stands for.")
+    inliers: int | None = Field(
+        None, description="With `rerank.verify`: matches with the query picture that one homography explains."
+    )
 
 
 class CoverageBody(BaseModel):
@@ -209,6 +224,21 @@ class TookBody(BaseModel):
     merge: float
     rerank: float
     total: float
+    rerank_stages: dict[str, float] | None = Field(
+        None,
+        description="With `rerank`: `policy`, `fetch`, `dedupe`, `verify`, `fuse`, `diversify`, as far as they ran.",
+        examples=[{"policy": 0.01, "fetch": 2.1, "dedupe": 0.6, "fuse": 0.05}],
+    )
+
+
+class RerankBody(BaseModel):
+    """What re-ranking did."""
+
+    candidates: int = Field(description="Hits that were re-ranked.", examples=[100])
+    collapsed: int = Field(description="Near-duplicates that another hit stands for.", examples=[4])
+    verified: int = Field(description="Hits that geometry confirmed.", examples=[0])
+    without_vector: int = Field(description="Hits whose vector could not be had in time.", examples=[0])
+    without_picture: int = Field(description="Hits whose picture was wanted and could not be had.", examples=[0])
 
 
 class SearchAnswer(BaseModel):
@@ -223,6 +253,7 @@ class SearchAnswer(BaseModel):
     took_ms: TookBody
     model: str = Field(examples=["offline"])
     request_id: str
+    rerank: RerankBody | None = Field(None, description="With `rerank` only.")
 
 
 class BatchAnswer(BaseModel):

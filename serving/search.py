@@ -1,4 +1,4 @@
-"""A search from request to answer: encode, fan out, merge."""
+"""A search from request to answer: encode, fan out, merge, re-rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-from msgspec import Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from actors.messages import FloatMatrix, Freshness, ShardQuery
 from contract.errors import InvalidRequest, NotSearchableInTime
@@ -21,18 +21,22 @@ from serving.merge import merge
 from serving.metrics import Metrics
 from serving.query import QueryEncoder
 from serving.request_line import note
+from serving.rerank.reranker import GroupOut, RerankedHit, Reranker, RerankOut
 from serving.schemas import ReceiptBody, SearchRequest
-
-# What a request may name that is not built: refused, never silently ignored.
-_NOT_YET = ("rerank",)
 
 
 class HitOut(Struct):
-    """One hit; `payload` goes from the shard into the answer without being parsed."""
+    """One hit; `payload` goes from the shard into the answer without being parsed.
+
+    What stands after it is left out where no stage of re-ranking found it.
+    """
 
     id: str
     score: float
     payload: Raw | None
+    rerank_score: float | UnsetType = UNSET
+    group: GroupOut | UnsetType = UNSET
+    inliers: int | UnsetType = UNSET
 
 
 class CoverageOut(Struct):
@@ -51,13 +55,14 @@ class FreshnessOut(Struct):
 
 
 class TookOut(Struct):
-    """Milliseconds of each stage."""
+    """Milliseconds of each stage; `rerank_stages` only where something was re-ranked."""
 
     encode: float
     fan_out: float
     merge: float
     rerank: float
     total: float
+    rerank_stages: dict[str, float] | UnsetType = UNSET
 
 
 class AnswerOut(Struct):
@@ -70,6 +75,7 @@ class AnswerOut(Struct):
     took_ms: TookOut
     model: str
     request_id: str
+    rerank: RerankOut | UnsetType = UNSET
 
 
 def kind_of(request: SearchRequest, image: bytes | None) -> str:
@@ -98,6 +104,7 @@ class PreparedSearch:
     request: SearchRequest
     kind: str
     request_id: str
+    image: bytes | None
     vector: FloatMatrix
     cached: bool | None
     query: ShardQuery
@@ -113,11 +120,13 @@ class Searcher:
         self,
         settings: Settings,
         encoder: QueryEncoder,
+        reranker: Reranker,
         metrics: Metrics,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._settings = settings
         self._encoder = encoder
+        self._reranker = reranker
         self._metrics = metrics
         self._clock = clock
 
@@ -145,13 +154,14 @@ class Searcher:
 
         Raises:
             InvalidRequest: limits exceeded, no query, a filter that cannot be or names a field that is not
-                indexed, or a feature that is not available yet.
+                indexed.
             NotFound: an image id in the query that is not searchable.
             NotSearchableInTime: `min_receipt` was not reached in time; retryable.
             EmbedderUnavailable, ShardUnavailable: retryable.
         """
         started = self._clock()
         self._check(request)
+        self._reranker.check(request, image)
         collection.check_complete()
         # Here and not in the shards, where the queries of others share its call.
         wanted = _filter_of(collection, request)
@@ -162,10 +172,14 @@ class Searcher:
             request=request,
             kind=kind_of(request, image),
             request_id=request_id,
+            image=image,
             vector=np.asarray(encoded.vector, np.float32),
             cached=encoded.cached,
             query=ShardQuery(
-                k=request.limit + request.offset, exact=request.exact, ef_search=request.ef_search, filter=wanted
+                k=self._reranker.candidates(collection, request),
+                exact=request.exact,
+                ef_search=request.ef_search,
+                filter=self._reranker.restrict(collection, wanted),
             ),
             receipts=receipts,
             started=started,
@@ -182,36 +196,44 @@ class Searcher:
         request = prepared.request
         fanning_out = self._clock()
         answer = await collection.fan_out.search(
-            prepared.vector, prepared.query, with_payload=request.with_payload, request_id=prepared.request_id
+            prepared.vector,
+            prepared.query,
+            with_payload=self._reranker.needs_payload(request),
+            request_id=prepared.request_id,
         )
         _check_receipts(prepared.receipts, answer.freshness)
         fanned_out = self._clock()
-        hits = merge(
-            answer.candidates, limit=request.limit, offset=request.offset, score_threshold=request.score_threshold
-        )
+        merged = merge(answer.candidates, limit=prepared.query.k, score_threshold=request.score_threshold)
+        reranking = self._clock()
+        reranked = await self._reranker.rerank(collection, request, prepared.image, merged)
         ended = self._clock()
-        took = {"encode": prepared.encode_s, "fan_out": fanned_out - fanning_out, "merge": ended - fanned_out}
-        for stage, seconds in (*took.items(), ("total", ended - prepared.started)):
+        took = {
+            "encode": prepared.encode_s,
+            "fan_out": fanned_out - fanning_out,
+            "merge": reranking - fanned_out,
+            "rerank": ended - reranking,
+        }
+        per_stage = {f"rerank_{stage}": seconds for stage, seconds in reranked.stages_s.items()}
+        for stage, seconds in (*took.items(), *per_stage.items(), ("total", ended - prepared.started)):
             self._metrics.search_stage.labels(stage).observe(seconds)
         coverage = answer.coverage
         self._metrics.searches.labels(prepared.kind, str(coverage.degraded).lower()).inc()
         return AnswerOut(
-            hits=[
-                HitOut(c.image_id, c.score, Raw(c.payload) if request.with_payload and c.payload else None)
-                for c in hits
-            ],
-            no_confident_match=not hits,
+            hits=[_hit_out(hit, with_payload=request.with_payload) for hit in reranked.hits],
+            no_confident_match=not reranked.hits,
             coverage=CoverageOut(coverage.shards_total, coverage.shards_answered, coverage.degraded),
             freshness=FreshnessOut(answer.freshness.applied_offsets, answer.freshness.staleness_s),
             took_ms=TookOut(
                 encode=_ms(took["encode"]),
                 fan_out=_ms(took["fan_out"]),
                 merge=_ms(took["merge"]),
-                rerank=0.0,
+                rerank=_ms(took["rerank"]),
                 total=_ms(ended - prepared.started),
+                rerank_stages={stage: _ms(seconds) for stage, seconds in reranked.stages_s.items()} or UNSET,
             ),
             model=collection.spec.model,
             request_id=prepared.request_id,
+            rerank=UNSET if reranked.did is None else reranked.did,
         )
 
     def _check(self, request: SearchRequest) -> None:
@@ -226,9 +248,6 @@ class Searcher:
                 raise InvalidRequest("`ef_search` has no effect on an exact search; leave one of the two out")
             if request.ef_search > settings.ef_search_max:
                 raise InvalidRequest(f"ef_search may be at most {settings.ef_search_max} (RIVERLENS_EF_SEARCH_MAX)")
-        for name in _NOT_YET:
-            if getattr(request, name):
-                raise InvalidRequest(f"`{name}` is not available yet; leave it out")
 
     async def _await_receipts(self, collection: ServedCollection, receipts: Sequence[ReceiptBody]) -> dict[int, int]:
         """The least applied offset per partition, once all are reached; one bound for all of them together."""
@@ -272,6 +291,18 @@ def _filter_of(collection: ServedCollection, request: SearchRequest) -> Filter |
     wanted = decode_filter(request.filter)
     check_fields(wanted, collection.spec.filter_fields)
     return wanted
+
+
+def _hit_out(hit: RerankedHit, *, with_payload: bool) -> HitOut:
+    found = hit.candidate
+    return HitOut(
+        id=found.image_id,
+        score=found.score,
+        payload=Raw(found.payload) if with_payload and found.payload else None,
+        rerank_score=UNSET if hit.rerank_score is None else hit.rerank_score,
+        group=UNSET if hit.group is None else hit.group,
+        inliers=UNSET if hit.inliers is None else hit.inliers,
+    )
 
 
 def describe_search(request: SearchRequest, image: bytes | None, answer: AnswerOut) -> None:

@@ -42,7 +42,7 @@ def workplace(tmp_path: Path, system: RunningSystem) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/cli.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/cli.md", "docs/reranking.md"])
 def test_the_commands_of_a_page_work_as_they_stand(page: str, system: RunningSystem, workplace: Path) -> None:
     commands = _commands(page)
     assert len(commands) >= 3

@@ -181,7 +181,7 @@ async def test_a_filter_names_indexed_fields_and_costs_nobody_elses_query(
         ({"text": "x", "offset": -1}, "offset"),
         ({"text": "x", "filter": "owner = ada"}, "filter"),
         ({"text": "x", "filter": {"must": [{"key": "a", "match": {"value": None}}]}}, "filter.must[0].match.value"),
-        ({"text": "x", "rerank": True}, "rerank"),
+        ({"text": "x", "rerank": {"sort": 1}}, "rerank"),
         ({"text": "x", "colour": "red"}, "colour"),
         ({"text": "x", "text_weight": -1}, "weight"),
         ({"text": "x", "text_weight": 11}, "text_weight"),

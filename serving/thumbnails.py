@@ -1,0 +1,44 @@
+"""Thumbnails are made once, when somebody first wants them, and kept in the object store."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+
+import structlog
+
+from actors.objects import thumbnail_key
+from contract.errors import ObjectMissing, ObjectStoreUnavailable
+from contract.settings import Settings
+from contract.telemetry import LogField
+from serving.dependencies import Objects
+from serving.pictures import THUMBNAIL_TYPE, thumbnail
+
+_log = structlog.get_logger()
+
+
+async def stored_thumbnail(
+    objects: Objects,
+    settings: Settings,
+    collection: str,
+    object_key: str,
+    sha256: str,
+    size: int,
+    executor: Executor | None = None,
+) -> bytes:
+    """WebP bytes of a picture, its longer side at most `size` pixels; made in `executor` where there is none yet.
+
+    Raises ObjectMissing, ObjectStoreUnavailable (retryable), InvalidImage, ImageTooLarge.
+    """
+    key = thumbnail_key(collection, sha256, size)
+    try:
+        return await objects.get(key)
+    except ObjectMissing:
+        original = await objects.get(object_key)
+        data = await asyncio.get_running_loop().run_in_executor(executor, thumbnail, original, size, settings)
+        try:
+            await objects.put(key, data, THUMBNAIL_TYPE)
+        except ObjectStoreUnavailable as error:
+            # The thumbnail is made anew next time; this answer has it.
+            _log.warning("thumbnail not kept", **{LogField.ERROR: error.detail})
+        return data
