@@ -70,6 +70,26 @@ class Image(Answer, frozen=True, kw_only=True):
     rejection: Rejection | None = None
 
 
+class ListedImage(Struct, frozen=True, kw_only=True):
+    """One searchable image of a listing; `source_offset` is that of the last event that took effect."""
+
+    id: str
+    payload: dict[str, Any] | None = None
+    sha256: str | None = None
+    content_type: str | None = None
+    file_name: str | None = None
+    width: int | None = None
+    height: int | None = None
+    source_offset: int | None = None
+
+
+class ImagePage(Answer, frozen=True, kw_only=True):
+    """One page of a listing, in the order of the ids; `next_cursor` is None at the end, and only there."""
+
+    images: tuple[ListedImage, ...]
+    next_cursor: str | None = None
+
+
 class Content(Struct, frozen=True, kw_only=True):
     """Bytes of a picture or a thumbnail; `etag` changes with them."""
 
@@ -122,6 +142,13 @@ class Took(Struct, frozen=True, kw_only=True):
     rerank_stages: dict[str, float] | None = None
 
 
+class Confidence(Struct, frozen=True, kw_only=True):
+    """How likely the best hit is right, 0…1, and why the answer is not confident; None where nothing is known."""
+
+    probability: float | None = None
+    reason: str | None = None
+
+
 class SearchAnswer(Answer, frozen=True, kw_only=True):
     """Hits, best first, and what they cover."""
 
@@ -131,6 +158,7 @@ class SearchAnswer(Answer, frozen=True, kw_only=True):
     took_ms: Took
     model: str
     no_confident_match: bool | None = None
+    confidence: Confidence | None = None
     request_id: str = ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random as random_numbers
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
@@ -19,6 +19,8 @@ from serving.client.answers import (
     Content,
     Dropped,
     Image,
+    ImagePage,
+    ListedImage,
     Readiness,
     SearchAnswer,
     Uploaded,
@@ -131,7 +133,7 @@ class AsyncClient:
 
         Cancelled, or with an exception in `progress`, it cancels what is under way before it ends.
         """
-        batch = Batch(items, wait, self._clock, stalled_after_s, progress)
+        batch = Batch(items, parallel, wait, self._clock, stalled_after_s, progress)
         running: dict[asyncio.Task[JobOutcome], Job] = {}
         try:
             asked_at = self._clock()
@@ -170,6 +172,46 @@ class AsyncClient:
     async def image(self, collection: str, image_id: str, *, deadline_s: float | None = None) -> Image:
         """Payload and state of one image; raises NotFound."""
         return await self._run(perform(calls.image(collection, image_id), self._context(deadline_s)))
+
+    async def image_page(
+        self,
+        collection: str,
+        *,
+        limit: int | None = None,
+        cursor: str | None = None,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        with_payload: bool = True,
+        deadline_s: float | None = None,
+    ) -> ImagePage:
+        """One page of all searchable images by id; `cursor` is the `next_cursor` of the page before."""
+        call = calls.image_page(collection, limit, cursor, filter, with_payload=with_payload)
+        return await self._run(perform(call, self._context(deadline_s)))
+
+    async def images(
+        self,
+        collection: str,
+        *,
+        page: int | None = None,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        with_payload: bool = True,
+        deadline_s: float | None = None,
+    ) -> AsyncIterator[ListedImage]:
+        """All searchable images by id, asked for `page` at a time; `deadline_s` is for each page."""
+        cursor: str | None = None
+        while True:
+            one = await self.image_page(
+                collection,
+                limit=page,
+                cursor=cursor,
+                filter=filter,
+                with_payload=with_payload,
+                deadline_s=deadline_s,
+            )
+            for image in one.images:
+                yield image
+            cursor = one.next_cursor
+            if cursor is None:
+                return
 
     async def content(
         self, collection: str, image_id: str, *, size: int | None = None, deadline_s: float | None = None

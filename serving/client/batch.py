@@ -132,11 +132,14 @@ class Batch:
     def __init__(
         self,
         items: Iterable[UploadItem | Picture],
+        parallel: int,
         wait: Wait,
         clock: Callable[[], float],
         stalled_after_s: float,
         progress: Progress | None,
     ) -> None:
+        if parallel < 1:
+            raise ValueError(f"{parallel} uploads at a time would never end")
         self._items = iter(items)
         self._total = len(items) if isinstance(items, Sized) else None
         self._searchable = wait == "searchable"

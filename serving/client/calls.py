@@ -24,6 +24,7 @@ from serving.client.answers import (
     Content,
     Dropped,
     Image,
+    ImagePage,
     SearchAnswer,
     Uploaded,
 )
@@ -124,6 +125,25 @@ def upload_object(
 def image(collection: str, image_id: str) -> Call[Image]:
     """Look an image up."""
     return Call(method="GET", path=_image(collection, image_id), read=_answer(Image))
+
+
+def image_page(
+    collection: str,
+    limit: int | None,
+    cursor: str | None,
+    condition: Mapping[str, Any] | None,
+    *,
+    with_payload: bool,
+) -> Call[ImagePage]:
+    """One page of the listing of all images; `condition` is the `filter`."""
+    params = {"with_payload": str(with_payload).lower()}
+    if limit is not None:
+        params["limit"] = str(limit)
+    if cursor is not None:
+        params["cursor"] = cursor
+    if condition is not None:
+        params["filter"] = msgspec.json.encode(condition).decode()
+    return Call(method="GET", path=f"{_collection(collection)}/images", read=_answer(ImagePage), params=params)
 
 
 def update_payload(collection: str, image_id: str, payload: Mapping[str, Any], wait: Wait) -> Call[Changed]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random as random_numbers
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, Self, TypeVar, Unpack
 
@@ -20,6 +20,8 @@ from serving.client.answers import (
     Content,
     Dropped,
     Image,
+    ImagePage,
+    ListedImage,
     Readiness,
     SearchAnswer,
     Uploaded,
@@ -146,7 +148,7 @@ class Client:
         `deadline_s` is for each picture's upload. `progress` is called in this thread; an exception
         it raises, or Ctrl-C, ends the batch: nothing more is sent, and what is under way is awaited.
         """
-        batch = Batch(items, wait, self._clock, stalled_after_s, progress)
+        batch = Batch(items, parallel, wait, self._clock, stalled_after_s, progress)
         over = threading.Event()
         running: dict[futures.Future[JobOutcome], Job] = {}
         with futures.ThreadPoolExecutor(parallel, "riverlens-upload") as pool:
@@ -188,6 +190,45 @@ class Client:
     def image(self, collection: str, image_id: str, *, deadline_s: float | None = None) -> Image:
         """Payload and state of one image; raises NotFound."""
         return self._run(perform(calls.image(collection, image_id), self._context(deadline_s)))
+
+    def image_page(
+        self,
+        collection: str,
+        *,
+        limit: int | None = None,
+        cursor: str | None = None,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        with_payload: bool = True,
+        deadline_s: float | None = None,
+    ) -> ImagePage:
+        """One page of all searchable images by id; `cursor` is the `next_cursor` of the page before."""
+        call = calls.image_page(collection, limit, cursor, filter, with_payload=with_payload)
+        return self._run(perform(call, self._context(deadline_s)))
+
+    def images(
+        self,
+        collection: str,
+        *,
+        page: int | None = None,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        with_payload: bool = True,
+        deadline_s: float | None = None,
+    ) -> Iterator[ListedImage]:
+        """All searchable images by id, asked for `page` at a time; `deadline_s` is for each page."""
+        cursor: str | None = None
+        while True:
+            one = self.image_page(
+                collection,
+                limit=page,
+                cursor=cursor,
+                filter=filter,
+                with_payload=with_payload,
+                deadline_s=deadline_s,
+            )
+            yield from one.images
+            cursor = one.next_cursor
+            if cursor is None:
+                return
 
     def content(
         self, collection: str, image_id: str, *, size: int | None = None, deadline_s: float | None = None

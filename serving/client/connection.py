@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 import httpx
 
 from serving.client.attempts import Send
-from serving.client.calls import Call
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Above the longest time the server itself waits for an upload to become searchable (60 s unless set).
@@ -18,7 +17,7 @@ DEFAULT_DEADLINE_S = 90.0
 DEFAULT_CONNECTIONS = 16
 _CONNECT_TIMEOUT_S = 5.0
 _LEAST_TIMEOUT_S = 0.001
-_CHUNK_BYTES = 64 * 1024
+_PIECE_BYTES = 64 * 1024
 
 
 def check_url(url: str) -> str:
@@ -51,10 +50,11 @@ def request_of(http: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Requ
     if call.content_type is not None:
         headers |= {"Content-Type": call.content_type, "Content-Length": str(len(call.content))}
     timeout = httpx.Timeout(left_s, connect=min(left_s, _CONNECT_TIMEOUT_S))
-    request = http.build_request(call.method, call.path, params=_params(call), headers=headers, timeout=timeout)
+    content: Iterator[bytes] | AsyncIterator[bytes] | None = None
     if call.content:
-        request.stream = Body(step)
-    return request
+        content = _pieces_async(step) if isinstance(http, httpx.AsyncClient) else _pieces(step)
+    params = dict(call.params) if call.params else None
+    return http.build_request(call.method, call.path, params=params, headers=headers, content=content, timeout=timeout)
 
 
 def keep_deadline(request: httpx.Request, step: Send) -> None:
@@ -73,28 +73,19 @@ def keep_deadline(request: httpx.Request, step: Send) -> None:
     request.extensions["trace"] = tighten
 
 
-def _params(call: Call[Any]) -> dict[str, str] | None:
-    return dict(call.params) if call.params else None
-
-
-class Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """The content of a call in pieces: tells its progress, and ends at the deadline."""
-
-    def __init__(self, step: Send) -> None:
-        self._call = step.call
-        self._context = step.context
-
-    def __iter__(self) -> Iterator[bytes]:
-        content, tell = self._call.content, self._call.progress
-        for start in range(0, len(content), _CHUNK_BYTES):
-            if self._context.left_s() <= 0:
-                raise httpx.WriteTimeout("the deadline is over")
-            if tell is not None:
-                tell(start, len(content))
-            yield content[start : start + _CHUNK_BYTES]
+def _pieces(step: Send) -> Iterator[bytes]:
+    """The content of a call in pieces; tells its progress, and ends at the deadline."""
+    content, tell = step.call.content, step.call.progress
+    for start in range(0, len(content), _PIECE_BYTES):
+        if step.context.left_s() <= 0:
+            raise httpx.WriteTimeout("the deadline is over")
         if tell is not None:
-            tell(len(content), len(content))
+            tell(start, len(content))
+        yield content[start : start + _PIECE_BYTES]
+    if tell is not None:
+        tell(len(content), len(content))
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self:
-            yield piece
+
+async def _pieces_async(step: Send) -> AsyncIterator[bytes]:
+    for piece in _pieces(step):
+        yield piece
