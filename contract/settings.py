@@ -188,6 +188,12 @@ class Settings(BaseSettings):
     min_receipt_timeout_s: float = Field(5.0, gt=0)
     """Longest wait of a search with `min_receipt`, in seconds."""
 
+    confidence_threshold: float = Field(0.3, ge=0, le=1)
+    """Lowest probability that the first hit is right at which an answer is not flagged `no_confident_match`."""
+
+    confidence_file: Path | None = None
+    """JSON file with confidence calibrations of one's own, as `python -m evaluation.calibrate --out` writes it."""
+
     blocked_tags: list[str] = []
     """Images whose payload bears one of these at `blocked_tags_field` are never among the hits of a search."""
 

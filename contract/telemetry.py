@@ -26,6 +26,12 @@ INGEST_STAGE_SECONDS = Metric(
 )
 UPLOADS = Metric("riverlens_uploads_total", "counter", "Uploads over HTTP, by status.", ("status",))
 SEARCHES = Metric("riverlens_searches_total", "counter", "Searches, by kind and coverage.", ("kind", "degraded"))
+CONFIDENCE = Metric(
+    "riverlens_search_confidence_total",
+    "counter",
+    "Answers to searches, by kind and by why they are not confident.",
+    ("kind", "reason"),
+)
 SEARCH_STAGE_SECONDS = Metric("riverlens_search_stage_seconds", "histogram", "Time of one search stage.", ("stage",))
 QUERY_CACHE = Metric(
     "riverlens_query_cache_total", "counter", "Query-vector cache look-ups, by kind and result.", ("kind", "result")

@@ -24,6 +24,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.uploads = self._counter(telemetry.UPLOADS)
         self.searches = self._counter(telemetry.SEARCHES)
+        self.confidence = self._counter(telemetry.CONFIDENCE)
         self.query_cache = self._counter(telemetry.QUERY_CACHE)
         self.query_cache_entries = self._gauge(telemetry.QUERY_CACHE_ENTRIES)
         stages = telemetry.SEARCH_STAGE_SECONDS

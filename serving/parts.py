@@ -9,6 +9,7 @@ from fastapi import Depends, Path, Query, Request
 
 from contract.topics import check_collection_name
 from serving.catalog import Catalog, ServedCollection
+from serving.confidence import Calibrations
 from serving.dependencies import Dependencies
 from serving.images import Images
 from serving.metrics import Metrics
@@ -43,7 +44,13 @@ def assemble(dependencies: Dependencies) -> Parts:
         metrics=metrics,
         uploader=Uploader(settings, events, objects, metrics),
         images=Images(settings, events, objects, dependencies.admin),
-        searcher=Searcher(settings, QueryEncoder(settings, objects, metrics), Reranker(settings, objects), metrics),
+        searcher=Searcher(
+            settings,
+            QueryEncoder(settings, objects, metrics),
+            Reranker(settings, objects),
+            metrics,
+            Calibrations.load(settings.confidence_file),
+        ),
         state=SystemState(dependencies, catalog),
     )
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from contract.events import Quantization, VectorType
+from serving.confidence import ConfidenceBody
 from serving.rerank.request import RerankSwitch
 
 ImageId = Annotated[
@@ -246,8 +247,9 @@ class SearchAnswer(BaseModel):
 
     hits: list[Hit]
     no_confident_match: bool = Field(
-        description="True only when there is no hit at all; scores are not calibrated yet."
+        description="No hits, or the first is probably wrong; `confidence` says which. docs/confidence.md explains it."
     )
+    confidence: ConfidenceBody
     coverage: CoverageBody
     freshness: FreshnessBody
     took_ms: TookBody

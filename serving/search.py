@@ -11,12 +11,13 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from actors.messages import FloatMatrix, Freshness, ShardQuery
+from actors.messages import Candidate, FloatMatrix, Freshness, ShardQuery
 from contract.errors import InvalidRequest, NotSearchableInTime
 from contract.filters import Filter, check_fields, decode_filter
 from contract.settings import Settings
 from contract.telemetry import LogField
 from serving.catalog import ServedCollection
+from serving.confidence import DEPTH, Calibration, Calibrations, Confidence, QueryKind, assess, query_kind, top_scores
 from serving.merge import merge
 from serving.metrics import Metrics
 from serving.query import QueryEncoder
@@ -70,6 +71,7 @@ class AnswerOut(Struct):
 
     hits: list[HitOut]
     no_confident_match: bool
+    confidence: Confidence
     coverage: CoverageOut
     freshness: FreshnessOut
     took_ms: TookOut
@@ -93,12 +95,27 @@ def kind_of(request: SearchRequest, image: bytes | None) -> str:
     return kinds[0] if len(kinds) == 1 else "mixed"
 
 
+def calibrated_kind(request: SearchRequest, image: bytes | None) -> QueryKind | None:
+    """The kind of query whose calibrated confidence holds for this one; None if none does."""
+    pictures = []
+    if image is not None:
+        pictures.append(request.image_weight)
+    if request.image_id is not None:
+        pictures.append(request.image_id_weight)
+    return query_kind(
+        request.text_weight if request.text is not None else None,
+        pictures[0] if pictures else None,
+        others=len(pictures) > 1 or bool(request.positive or request.negative),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedSearch:
     """A search that was checked and encoded, and only needs the shards; times are of the searcher's clock, in seconds.
 
     `vector` is (d,) float32; `cached` says whether every part that needed an encoder came from the cache, None where
-    none did; `receipts` are the least applied offsets per partition.
+    none did; `receipts` are the least applied offsets per partition; `calibration` is that of this kind of query, None
+    without one.
     """
 
     request: SearchRequest
@@ -109,6 +126,7 @@ class PreparedSearch:
     cached: bool | None
     query: ShardQuery
     receipts: dict[int, int]
+    calibration: Calibration | None
     started: float
     encode_s: float
 
@@ -122,12 +140,14 @@ class Searcher:
         encoder: QueryEncoder,
         reranker: Reranker,
         metrics: Metrics,
+        calibrations: Calibrations,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._settings = settings
         self._encoder = encoder
         self._reranker = reranker
         self._metrics = metrics
+        self._calibrations = calibrations
         self._clock = clock
 
     async def search(
@@ -166,6 +186,7 @@ class Searcher:
         # Here and not in the shards, where the queries of others share its call.
         wanted = _filter_of(collection, request)
         receipts = await self._await_receipts(collection, request.receipts())
+        calibration = self._calibrations.of(collection.spec.fingerprint, calibrated_kind(request, image))
         encoding = self._clock()
         encoded = await self._encoder.encode(collection, request, image)
         return PreparedSearch(
@@ -176,12 +197,13 @@ class Searcher:
             vector=np.asarray(encoded.vector, np.float32),
             cached=encoded.cached,
             query=ShardQuery(
-                k=self._reranker.candidates(collection, request),
+                k=max(self._reranker.candidates(collection, request), _depth(request, calibration)),
                 exact=request.exact,
                 ef_search=request.ef_search,
                 filter=self._reranker.restrict(collection, wanted),
             ),
             receipts=receipts,
+            calibration=calibration,
             started=started,
             encode_s=self._clock() - encoding,
         )
@@ -218,9 +240,11 @@ class Searcher:
             self._metrics.search_stage.labels(stage).observe(seconds)
         coverage = answer.coverage
         self._metrics.searches.labels(prepared.kind, str(coverage.degraded).lower()).inc()
+        confidence = self._confidence(collection, prepared, answer.candidates, has_hits=bool(reranked.hits))
         return AnswerOut(
             hits=[_hit_out(hit, with_payload=request.with_payload) for hit in reranked.hits],
-            no_confident_match=not reranked.hits,
+            no_confident_match=confidence.no_confident_match,
+            confidence=confidence,
             coverage=CoverageOut(coverage.shards_total, coverage.shards_answered, coverage.degraded),
             freshness=FreshnessOut(answer.freshness.applied_offsets, answer.freshness.staleness_s),
             took_ms=TookOut(
@@ -235,6 +259,25 @@ class Searcher:
             request_id=prepared.request_id,
             rerank=UNSET if reranked.did is None else reranked.did,
         )
+
+    def _confidence(
+        self,
+        collection: ServedCollection,
+        prepared: PreparedSearch,
+        candidates: Sequence[Sequence[Candidate]],
+        *,
+        has_hits: bool,
+    ) -> Confidence:
+        request, policy = prepared.request, self._reranker.policy
+        scores: list[float] = []
+        if prepared.calibration is not None:
+            if not policy.reaches_shards(collection.spec.filter_fields):
+                candidates = [[one for one in each if policy.allows(one.payload)] for each in candidates]
+            scores = top_scores(candidates, () if request.image_id is None else (request.image_id,))
+        threshold = self._settings.confidence_threshold
+        confidence = assess(scores, prepared.calibration, threshold, has_hits=has_hits)
+        self._metrics.confidence.labels(prepared.kind, confidence.reason or "confident").inc()
+        return confidence
 
     def _check(self, request: SearchRequest) -> None:
         settings = self._settings
@@ -283,6 +326,14 @@ def _check_receipts(wanted: Mapping[int, int], freshness: Freshness) -> None:
 def _named(places: Sequence[tuple[int, int]]) -> str:
     named = ", ".join(f"offset {offset} of partition {partition}" for partition, offset in places)
     return f"{named} {'is' if len(places) == 1 else 'are'}"
+
+
+def _depth(request: SearchRequest, calibration: Calibration | None) -> int:
+    """Fewest candidates that the confidence needs of every shard."""
+    if calibration is None:
+        return 0
+    # The query's own image is no answer to it.
+    return DEPTH if request.image_id is None else DEPTH + 1
 
 
 def _filter_of(collection: ServedCollection, request: SearchRequest) -> Filter | None:

@@ -66,7 +66,7 @@ async def test_words_find_pictures(http: httpx.AsyncClient, colour: str) -> None
 async def test_the_answer_has_exactly_the_agreed_shape(http: httpx.AsyncClient) -> None:
     answer = await search(http, text="red")
     assert set(answer) == {
-        "hits", "no_confident_match", "coverage", "freshness", "took_ms", "model", "request_id"
+        "hits", "no_confident_match", "confidence", "coverage", "freshness", "took_ms", "model", "request_id"
     }  # fmt: skip
     assert answer["coverage"] == {"shards_total": 4, "shards_answered": 4, "degraded": False}
     assert set(answer["freshness"]) == {"applied_offsets", "staleness_s"}
