@@ -87,7 +87,8 @@ class Freshness(Struct, frozen=True):
     """Up to which source offset everything is searchable, per partition, and how old the rest is.
 
     `applied_offsets[p]` is -1 until the first event of partition p is applied. `staleness_s` is
-    the age in seconds of the oldest known event that is not applied; 0.0 when caught up.
+    the age in seconds of the oldest event that is not applied; 0.0 when caught up, and the time
+    since the last look where the shard cannot look at image-events.
     """
 
     applied_offsets: dict[int, int]
@@ -124,6 +125,14 @@ class PointState(Struct, frozen=True, kw_only=True):
     vector: FloatMatrix | None = None
 
 
+class DelayHistogram(Struct, frozen=True):
+    """Delays in buckets: `counts[i]` of at most `bounds_s[i]` seconds and above the bound before; the last is open."""
+
+    bounds_s: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum_s: float
+
+
 class ShardScan(Struct, frozen=True):
     """Points of one shard in the order of their ids' UTF-8 bytes, from the first above `after`."""
 
@@ -151,6 +160,7 @@ class ShardStatus(Struct, frozen=True, kw_only=True):
     are deleted or replaced points that wait in the graph for its rebuild; `quantization` is that of
     the graph in memory, None without one. `recall_at_10` is the mean over recent sampled searches,
     None before the first.
+    `upload_to_searchable` counts since the replica began.
     `snapshot_at_ms` (Unix milliseconds) and `snapshot_bytes` are of the newest local snapshot.
     """
 
@@ -175,6 +185,7 @@ class ShardStatus(Struct, frozen=True, kw_only=True):
     quantization: str | None = None
     recall_at_10: float | None = None
     recall_samples: int = 0
+    upload_to_searchable: DelayHistogram | None = None
 
 
 def embedder_name(model: str, role: EmbedderRole, index: int) -> str:

@@ -6,18 +6,18 @@ Plain Python: the clock, the reader and the engine come from outside.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import structlog
-from msgspec import Struct
 
+from actors.delays import Delays, stamps
 from actors.index.engine import ShardEngine
 from actors.index.rows import Position
-from actors.log.records import LogIdentity, LogReader
-from actors.messages import Freshness
+from actors.log.records import LogIdentity, LogReader, LogRecord
+from actors.messages import DelayHistogram, Freshness
 from actors.recovery import LogState
+from actors.staleness import SourceWatch
 from contract.errors import LogGap, Unavailable
 from contract.telemetry import LogField
 from contract.topics import TOMBSTONE_RETENTION_MS
@@ -28,48 +28,10 @@ SAMPLE_EVERY_S = 0.25
 IDENTITY_EVERY_S = 10.0
 CAUGHT_UP_EVERY_S = 60.0
 _POLL_RECORDS = 256
-_SAMPLES_MAX = 4096
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0
 
 ReplicaState = Literal["recovering", "ready", "failed"]
-
-
-class Sample(Struct, frozen=True):
-    """image-events had this high watermark at this time (seconds of the replica's clock)."""
-
-    high_watermark: int
-    at_s: float
-
-
-class SourceWatch:
-    """High watermarks of one partition of image-events over time, as far as they are not applied."""
-
-    def __init__(self) -> None:
-        self.high_watermark = 0
-        self._samples: deque[Sample] = deque()
-
-    def observe(self, high_watermark: int, at_s: float) -> None:
-        """Take a sample. A watermark below the last one is that of a new log, and starts over."""
-        if high_watermark < self.high_watermark:
-            self._samples.clear()
-        elif high_watermark == self.high_watermark:
-            return
-        self.high_watermark = high_watermark
-        if len(self._samples) == _SAMPLES_MAX:
-            # The oldest decides the staleness, so the newest gives way.
-            self._samples.pop()
-        self._samples.append(Sample(high_watermark, at_s))
-
-    def staleness_s(self, applied_offset: int, now_s: float) -> float:
-        """Age of the earliest sample that shows an event above `applied_offset`; 0.0 when caught up."""
-        while self._samples and self._samples[0].high_watermark <= applied_offset + 1:
-            self._samples.popleft()
-        return max(0.0, now_s - self._samples[0].at_s) if self._samples else 0.0
-
-    def lag(self, applied_offset: int) -> int:
-        """Events that are not applied."""
-        return max(0, self.high_watermark - applied_offset - 1)
 
 
 class Replica:
@@ -107,7 +69,8 @@ class Replica:
         self._heal = heal
         self._reader: LogReader | None = None
         self._identity: LogIdentity | None = None
-        self._watches = {p: SourceWatch() for p in self._partitions}
+        self._watches = self._new_watches()
+        self._delays = Delays()
         self._sampled_at = self._identified_at = self._marked_at = float("-inf")
         self._retry_at = float("-inf")
         self._retry_s = _RETRY_FIRST_S
@@ -156,12 +119,28 @@ class Replica:
             for partition, high_watermark in self._reader.source_end_offsets().items():
                 self._watches[partition].observe(high_watermark, self._clock())
         records = self._reader.poll(_POLL_RECORDS, timeout_s)
+        before = self.positions()
         if records:
             self._engine.apply(records)
+            self._note_applied(records, before)
             self._on_applied()
         self._retry_s = _RETRY_FIRST_S
         self._note_progress()
         return len(records)
+
+    def _note_applied(self, records: Sequence[LogRecord], before: Mapping[int, Position]) -> None:
+        now = self._clock()
+        for partition, stamp, is_live_upload in stamps(records, before):
+            event_at_s = stamp.event_at_ms / 1000
+            self._watches[partition].applied(event_at_s)
+            if is_live_upload:
+                # The clock of another machine may be ahead.
+                self._delays.observe(max(0.0, now - event_at_s))
+
+    def _new_watches(self) -> dict[int, SourceWatch]:
+        caught_up_at_ms = self._engine.caught_up_at_ms
+        complete_at_s = caught_up_at_ms / 1000 if caught_up_at_ms else None
+        return {p: SourceWatch(complete_at_s) for p in self._partitions}
 
     def _note_progress(self) -> None:
         positions = self.positions()
@@ -222,7 +201,7 @@ class Replica:
 
     def _begin_anew(self) -> None:
         """Another store follows the log now, and knows no more than its positions say."""
-        self._watches = {p: SourceWatch() for p in self._partitions}
+        self._watches = self._new_watches()
         self.state = "recovering"
         self._identity = None
 
@@ -294,6 +273,10 @@ class Replica:
         now = self._clock()
         staleness = max((self._watches[p].staleness_s(offset, now) for p, offset in applied.items()), default=0.0)
         return Freshness(applied, staleness)
+
+    def delays(self) -> DelayHistogram:
+        """How long uploads took until they were searchable here, from the time of their event."""
+        return self._delays.histogram()
 
     def high_watermarks(self) -> dict[int, int]:
         """High watermark of image-events per partition, as last seen."""

@@ -334,6 +334,7 @@ class Shard:
             quantization=engine.quantization if engine is not None else None,
             recall_at_10=recall,
             recall_samples=recall_samples,
+            upload_to_searchable=replica.delays() if replica is not None else None,
         )
 
     async def close(self) -> None:

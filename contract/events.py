@@ -187,6 +187,22 @@ _json_encoder = msgspec.json.Encoder()
 _msgpack_encoder = msgspec.msgpack.Encoder()
 
 
+class EventStamp(Struct, frozen=True):
+    """What every log entry says of the event it came from; `type` is its tag."""
+
+    type: str
+    source_offset: int
+    event_at_ms: int
+
+    @property
+    def is_upload(self) -> bool:
+        """Whether it is of a PointEmbedded."""
+        return self.type == PointEmbedded.__struct_config__.tag
+
+
+_stamp_decoder = msgspec.msgpack.Decoder(EventStamp)
+
+
 def encode_json(record: Struct) -> bytes:
     """JSON bytes of a record of `image-events`, `dead-letter`, clicks or the collections topic."""
     return _json_encoder.encode(record)
@@ -219,6 +235,14 @@ def decode_collection(data: bytes) -> CollectionSpec:
 def encode_log_entry(entry: LogEntry) -> bytes:
     """MessagePack bytes of an embedding-log entry (of a PointDeleted: for the tombstone's header)."""
     return _msgpack_encoder.encode(entry)
+
+
+def decode_stamp(data: bytes) -> EventStamp:
+    """The stamp of an embedding-log entry, quicker than the whole of it; raises EventInvalid."""
+    try:
+        return _stamp_decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise EventInvalid(f"not an embedding-log entry: {error}") from error
 
 
 def decode_log_entry(data: bytes) -> LogEntry:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from actors.index.engine import EngineParameters, ShardEngine
 from actors.log.records import LogIdentity, LogRecord
 from actors.messages import ShardQuery
-from actors.replica import IDENTITY_EVERY_S, SAMPLE_EVERY_S, AppliedWaiters, Replica, SourceWatch
+from actors.replica import IDENTITY_EVERY_S, AppliedWaiters, Replica
 from contract.errors import BrokerUnavailable, EventInvalid, FingerprintMismatch, LogGap
 from contract.events import (
     DELETED_HEADER,
@@ -46,7 +46,9 @@ class FakeLog:
         self.records[self.end] = LogRecord(0, self.end, key, value, headers or {}, 0)
         self.end += 1
 
-    def upsert(self, image_id: str, source_offset: int, payload: int = 0, fingerprint: str = "f") -> None:
+    def upsert(
+        self, image_id: str, source_offset: int, payload: int = 0, fingerprint: str = "f", event_at_s: float = 0.0
+    ) -> None:
         entry = PointEmbedded(
             image_id=image_id,
             vector=np.array([1, 0], dtype=np.float32).tobytes(),
@@ -57,7 +59,7 @@ class FakeLog:
             width=1,
             height=1,
             source_offset=source_offset,
-            event_at_ms=0,
+            event_at_ms=int(event_at_s * 1000),
         )
         self.append(vector_key(image_id), encode_log_entry(entry))
         self.source_end = max(self.source_end, source_offset + 1)
@@ -353,35 +355,6 @@ def test_what_must_not_be_in_the_log_is_told_and_nothing_of_its_batch_applied(
         shard.catch_up()
     assert shard.found() == []
     assert shard.replica.applied_offset(0) == -1
-
-
-def test_staleness_is_the_age_of_the_earliest_sample_that_shows_an_event_not_applied(shard: Shard) -> None:
-    shard.catch_up()
-    assert shard.replica.freshness().staleness_s == 0.0
-    shard.log.source_end = 1  # an event that is not embedded yet
-    shard.clock.now += SAMPLE_EVERY_S
-    shard.catch_up()
-    shard.clock.now += 3
-    shard.log.source_end = 5
-    shard.catch_up()
-    assert shard.replica.freshness().staleness_s == 3.0
-    assert shard.replica.consumer_lag() == 5
-    shard.log.upsert("a", 0)
-    shard.clock.now += 2
-    shard.catch_up()
-    assert shard.replica.freshness().staleness_s == 2.0, "offset 0 is applied; the later four are 2 s old"
-    shard.log.upsert("b", 4)
-    shard.catch_up()
-    assert shard.replica.freshness().staleness_s == 0.0
-    assert shard.replica.consumer_lag() == 0
-
-
-def test_a_watch_keeps_the_oldest_of_very_many_samples() -> None:
-    watch = SourceWatch()
-    for n in range(1, 10_000):
-        watch.observe(n, float(n))
-    assert watch.staleness_s(-1, 10_000.0) == 9_999.0
-    assert watch.staleness_s(9_998, 10_000.0) == 0.0
 
 
 async def test_a_waiter_is_woken_when_its_offset_is_applied() -> None:
