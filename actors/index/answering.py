@@ -42,17 +42,17 @@ class Answering:
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
         view, wanted = self._segments.view_for({query.filter for query in queries})
         search = Search(view)
-        groups: dict[tuple[int, int, Filter | None, bool], list[int]] = {}
+        groups: dict[ShardQuery, list[int]] = {}
         for i, query in enumerate(queries):
-            ef = query.ef_search or self._ef_search
-            groups.setdefault((query.k, ef, query.filter, query.exact), []).append(i)
+            groups.setdefault(query, []).append(i)
         found: list[Found] = [[] for _ in queries]
-        for (k, ef, condition, exact), members in groups.items():
+        for query, members in groups.items():
             rows = vectors if len(members) == len(queries) else vectors[members]
-            if exact:
-                results = search.exact(rows, k, Allowed(view, wanted[condition]))
+            allowed = Allowed(view, wanted[query.filter])
+            if query.exact:
+                results = search.exact(rows, query.k, allowed)
             else:
-                results = search.nearest(rows, Want(k, ef), Allowed(view, wanted[condition]))
+                results = search.nearest(rows, Want(query.k, query.ef_search or self._ef_search), allowed)
             for i, result in zip(members, results, strict=True):
                 found[i] = result
         self._sample(view, vectors, queries, found)

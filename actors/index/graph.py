@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -25,6 +26,10 @@ Bitmap = npt.NDArray[np.uint8]
 
 _LESS_URGENT = 10
 _EVERYTHING = np.empty(0, dtype=np.uint8)
+# Source: Linux, madvise(2). The second moves now what the first lets be moved some day.
+_HUGE_PAGE = 2 * 1024 * 1024
+_MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
+_libc = ctypes.CDLL(None)
 _threads = threading.local()
 # Its type stubs lack much of what SWIG generates.
 _faiss: Any = faiss
@@ -135,6 +140,8 @@ class _Links:
         neighbors = _faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size())
         offsets = _faiss.rev_swig_ptr(hnsw.offsets.data(), hnsw.offsets.size()).view(np.int64)
         levels = _faiss.vector_to_array(hnsw.cum_nneighbor_per_level).astype(np.int64)
+        for array in (codes, neighbors):
+            _use_huge_pages(array)
         self._arrays = (codes, neighbors, offsets, levels, int(hnsw.entry_point), int(hnsw.max_level))
         self._file = file
 
@@ -147,6 +154,19 @@ class _Links:
         missing = kernels.walk(*self._arrays, *self._file.source(), *codec.rotation, queries, ef, some, labels, scores)
         self._file.check(missing)
         return scores, labels
+
+
+def _use_huge_pages(array: npt.NDArray[Any]) -> None:
+    """Put an array in huge pages where Linux does so: a walk jumps about, and looks up fewer of them.
+
+    What the system answers does not matter: without them a walk is a tenth slower.
+    """
+    if sys.platform == "linux":
+        begin = -(-array.ctypes.data // _HUGE_PAGE) * _HUGE_PAGE
+        length = (array.ctypes.data + array.nbytes - begin) // _HUGE_PAGE * _HUGE_PAGE
+        if length > 0:
+            for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
+                _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), advice)
 
 
 class GraphBuilder:
