@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -83,6 +85,20 @@ def test_every_command_line_in_the_docs_parses() -> None:
                     help_texts[command] = result.output
                 for option in (word.split("=")[0] for word in words[2:] if word.startswith("--")):
                     assert option in help_texts[command], f"{page.name}: {line}: {option}"
+
+
+def test_every_python_example_in_the_docs_type_checks(tmp_path: Path) -> None:
+    """All examples of a page are one program; the running system executes them in an integration test."""
+    pages = {page.stem: re.findall(r"```python\n(.*?)```", page.read_text(), re.S) for page in MARKDOWN}
+    files = []
+    for name, blocks in pages.items():
+        if blocks:
+            files.append(tmp_path / f"example_{name.replace('-', '_')}.py")
+            files[-1].write_text("\n".join(blocks))
+    assert files
+    tool = [sys.executable, "-m", "mypy", "--no-error-summary", "--cache-dir", str(ROOT / ".mypy_cache")]
+    result = subprocess.run([*tool, *map(str, files)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
 
 
 def test_readme_opens_with_the_two_commands() -> None:

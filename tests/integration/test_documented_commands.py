@@ -22,6 +22,11 @@ ROOT = Path(__file__).parents[2]
 _ELSEWHERE = ("make ", "riverlens up", "riverlens demo", "python -m")
 
 
+def python_of(page: str) -> str:
+    """The Python examples of a page as one program."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S))
+
+
 def _commands(page: str) -> list[str]:
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
@@ -59,3 +64,21 @@ def test_the_commands_of_a_page_work_as_they_stand(page: str, system: RunningSys
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     system.http.delete("/v1/collections/birds")
+
+
+@pytest.mark.parametrize("page", ["docs/client.md"])
+def test_the_python_of_a_page_works_as_it_stands(page: str, system: RunningSystem, workplace: Path) -> None:
+    program = python_of(page).replace("http://127.0.0.1:8000", system.base_url)
+    assert program.count("with Client(") >= 4
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=workplace,
+        env={**system.environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "searchable, 0 failed" in done.stdout
+    assert "there is no image 'nobody'" in done.stdout
