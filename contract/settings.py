@@ -146,6 +146,9 @@ class Settings(BaseSettings):
     ingest_batch_wait_s: float = Field(0.05, gt=0)
     """Longest wait for a batch to fill, in seconds."""
 
+    ingest_metrics_port: int = Field(0, ge=0, le=65535)
+    """Port on which the ingest process shows its own Prometheus metrics, at the HTTP address; 0 for none."""
+
     ingest_batches_in_flight: int = Field(4, ge=1)
     """Batches that are fetched, decoded and embedded side by side; bounds the worker's memory."""
 

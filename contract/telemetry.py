@@ -40,6 +40,43 @@ QUERY_CACHE = Metric(
     "riverlens_query_cache_total", "counter", "Query-vector cache look-ups, by kind and result.", ("kind", "result")
 )
 QUERY_CACHE_ENTRIES = Metric("riverlens_query_cache_entries", "gauge", "Query vectors in the cache.")
+COVERAGE_RATIO = Metric(
+    "riverlens_search_coverage_ratio", "histogram", "Share of the shards that a search covers.", ("collection",)
+)
+SHARD_CALLS = Metric(
+    "riverlens_shard_calls_total",
+    "counter",
+    "Search calls to shards, by outcome: answered, late, unavailable or failed.",
+    ("collection", "shard", "outcome"),
+)
+SHARD_CALL_SECONDS = Metric(
+    "riverlens_shard_call_seconds",
+    "histogram",
+    "Time of one search call to a shard, whatever became of it.",
+    ("collection", "shard"),
+)
+SHARD_CALLS_IN_FLIGHT = Metric(
+    "riverlens_shard_calls_in_flight", "gauge", "Search calls to shards that wait for their answer.", ("collection",)
+)
+FAN_OUT_BATCHES = Metric(
+    "riverlens_fan_out_batches_total", "counter", "Batches of queries that went to the shards.", ("collection",)
+)
+FAN_OUT_QUERIES = Metric(
+    "riverlens_fan_out_queries_total", "counter", "Queries in those batches; their ratio is the mean.", ("collection",)
+)
+HTTP_REQUESTS = Metric(
+    "riverlens_http_requests_total", "counter", "Requests that were answered.", ("method", "route", "status")
+)
+HTTP_REQUEST_SECONDS = Metric(
+    "riverlens_http_request_seconds", "histogram", "Time from a request to the end of its answer.", ("method", "route")
+)
+HTTP_IN_FLIGHT = Metric("riverlens_http_requests_in_flight", "gauge", "Requests that wait for their answer.")
+UPLOAD_TO_SEARCHABLE_SECONDS = Metric(
+    "riverlens_upload_to_searchable_seconds",
+    "histogram",
+    "Time from an upload's event to when a shard replica has applied it; what is read again after a start is left out.",
+    ("collection", "shard", "replica"),
+)
 SHARDS_TOTAL = Metric("riverlens_shards", "gauge", "Shards of a collection.", ("collection",))
 SHARDS_ANSWERING = Metric("riverlens_shards_answering", "gauge", "Shards that answer.", ("collection",))
 POINTS = Metric("riverlens_points", "gauge", "Searchable points of a shard.", ("collection", "shard"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -16,12 +16,15 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from actors.call_context import on_behalf_of
 from contract.errors import RiverlensError
 from contract.telemetry import LogField
 from serving import problems, routes_collections, routes_images, routes_search, routes_system
 from serving.dependencies import Dependencies
+from serving.metrics import Metrics
 from serving.parts import assemble
 from serving.problems import problem_response
+from serving.request_line import request_line
 from serving.requests import request_id_from
 from serving.schemas import (
     BatchAnswer,
@@ -43,6 +46,7 @@ which is also in the `X-Request-ID` header of every answer.
 """
 # Asked every second by machines; a line each would drown the others.
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 def create_app(dependencies: Dependencies, *, proxy_adds_request_id: bool = False) -> FastAPI:
@@ -69,17 +73,19 @@ def create_app(dependencies: Dependencies, *, proxy_adds_request_id: bool = Fals
     for module in (routes_collections, routes_images, routes_search, routes_system):
         app.include_router(module.router)
     problems.install(app)
-    app.add_middleware(RequestRecord, proxy_adds_request_id=proxy_adds_request_id)
+    metrics = app.state.parts.metrics
+    app.add_middleware(RequestRecord, proxy_adds_request_id=proxy_adds_request_id, metrics=metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
 class RequestRecord:
-    """Gives every request its id, answers unexpected errors, and logs one line per request."""
+    """Gives every request its id, answers unexpected errors, counts, and logs one line per request."""
 
-    def __init__(self, app: ASGIApp, *, proxy_adds_request_id: bool) -> None:
+    def __init__(self, app: ASGIApp, *, proxy_adds_request_id: bool, metrics: Metrics) -> None:
         self._app = app
         self._proxy_adds_request_id = proxy_adds_request_id
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -92,46 +98,60 @@ class RequestRecord:
         already_added = self._proxy_adds_request_id and given == request_id
         request.state.request_id = request_id
         started = time.perf_counter()
-        status = 0
+        status = received = sent = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            return message
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if not already_added:
                     MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            sent += len(message.get("body", b""))
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_with_id)
-        except Exception:
-            # The trace stays in the log; the caller gets the request id to name it by.
-            _log.exception("request failed", **{LogField.REQUEST_ID: request_id})
-            if status:
-                raise
-            failure = problem_response(
-                request_id, code=RiverlensError.code, status=500, detail="the server failed; its log has the reason"
-            )
-            await failure(scope, receive, send_with_id)
-        finally:
-            self._record(request, status, request_id, time.perf_counter() - started)
+        with on_behalf_of(request_id), request_line() as line, self._metrics.http_in_flight.track_inprogress():
+            try:
+                await self._app(scope, receive_counted, send_with_id)
+            except Exception:
+                # The trace stays in the log; the caller gets the request id to name it by.
+                _log.exception("request failed", **{LogField.REQUEST_ID: request_id})
+                if status:
+                    raise
+                failure = problem_response(
+                    request_id, code=RiverlensError.code, status=500, detail="the server failed; its log has the reason"
+                )
+                await failure(scope, receive_counted, send_with_id)
+            finally:
+                line |= {
+                    LogField.STATUS: status,
+                    LogField.REQUEST_ID: request_id,
+                    LogField.REQUEST_BYTES: received,
+                    LogField.BYTES: sent,
+                }
+                self._record(request, status, line, time.perf_counter() - started)
 
-    @staticmethod
-    def _record(request: Request, status: int, request_id: str, duration_s: float) -> None:
+    def _record(self, request: Request, status: int, line: Mapping[str, object], duration_s: float) -> None:
+        # The pattern of the path, so that neither ids nor scanners make a series each.
+        route = getattr(request.scope.get("route"), "path", None)
+        method = request.method if request.method in _METHODS else "other"
+        self._metrics.http_requests.labels(method, route or "none", str(status)).inc()
+        self._metrics.http_seconds.labels(method, route or "none").observe(duration_s)
         if request.url.path in _QUIET and status != 500:
             return
-        route = request.scope.get("route")
-        _log.info(
-            "request",
-            **{
-                LogField.METHOD: request.method,
-                LogField.ROUTE: getattr(route, "path", request.url.path),
-                LogField.STATUS: status,
-                LogField.DURATION_S: round(duration_s, 6),
-                LogField.COLLECTION: request.path_params.get("collection"),
-                LogField.REQUEST_ID: request_id,
-            },
-        )
+        fields: dict[str, object] = {
+            LogField.METHOD: request.method,
+            LogField.ROUTE: route or request.url.path,
+            LogField.COLLECTION: request.path_params.get("collection"),
+            LogField.DURATION_S: round(duration_s, 6),
+            **line,
+        }
+        _log.info("request", **fields)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from contract.telemetry import LogField
 from contract.topics import partition_of, shard_of_partition
 from serving.dependencies import Dependencies, Embedder, Shard
 from serving.fan_out import FanOut
+from serving.metrics import Metrics
 
 _log = structlog.get_logger()
 
@@ -92,8 +93,14 @@ class ServedCollection:
 class Catalog:
     """Looks collections up by name."""
 
-    def __init__(self, dependencies: Dependencies, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        dependencies: Dependencies,
+        clock: Callable[[], float] = time.monotonic,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._dependencies = dependencies
+        self._metrics = metrics or Metrics()
         self._clock = clock
         self._served: dict[str, ServedCollection] = {}
         self._embedders: dict[str, Embedder] = {}
@@ -137,7 +144,8 @@ class Catalog:
         make = self._dependencies.make_shard
         shards = tuple(tuple(make(spec, shard, r) for r in range(spec.replicas)) for shard in range(spec.shards))
         deadline_s = self._dependencies.settings.search_deadline_ms / 1000
-        return ServedCollection(spec, shards, FanOut(shards, spec.fingerprint, deadline_s), self.embedder(spec.model))
+        fan_out = FanOut(shards, spec.fingerprint, deadline_s, metrics=self._metrics.fan_out(spec.name, spec.shards))
+        return ServedCollection(spec, shards, fan_out, self.embedder(spec.model))
 
     def _refresh_in_background(self) -> None:
         if self._running is None and self._clock() - self._refreshed_at >= REFRESH_S:

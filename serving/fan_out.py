@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
+from actors.call_context import on_behalf_of
 from actors.messages import Candidate, FloatMatrix, Freshness, ShardQuery, ShardSearch, ShardSearchResult
 from contract.errors import FingerprintMismatch, ShardUnavailable
 from contract.telemetry import LogField
 from serving.dependencies import Shard
 from serving.merge import merge_freshness
+from serving.metrics import FanOutMetrics, Metrics
 
 _log = structlog.get_logger()
 
@@ -66,6 +68,7 @@ class FanOut:
         deadline_s: float,
         window_s: float = WINDOW_S,
         batch_max: int = BATCH_MAX,
+        metrics: FanOutMetrics | None = None,
     ) -> None:
         """`shards[s][r]` is replica r of shard s; `deadline_s` counts from when a batch leaves."""
         self._shards = shards
@@ -73,6 +76,7 @@ class FanOut:
         self._deadline_s = deadline_s
         self._window_s = window_s
         self._batch_max = batch_max
+        self._metrics = metrics or Metrics().fan_out("", len(shards))
         self._waiting: list[_Waiting] = []
         self._timer: asyncio.TimerHandle | None = None
         self._under_way = 0
@@ -137,10 +141,13 @@ class FanOut:
             request_ids=tuple(waiting.request_id for waiting in batch),
         )
         self._turn += 1
-        tasks = [
-            asyncio.create_task(self._ask_shard(number, replicas, request))
-            for number, replicas in enumerate(self._shards)
-        ]
+        self._metrics.batch(len(batch))
+        # The task that runs here is of one of the queries; the calls are for all of them.
+        with on_behalf_of(*filter(None, request.request_ids)):
+            tasks = [
+                asyncio.create_task(self._ask_shard(number, replicas, request))
+                for number, replicas in enumerate(self._shards)
+            ]
         try:
             await asyncio.wait(tasks, timeout=self._deadline_s)
         finally:
@@ -152,6 +159,7 @@ class FanOut:
         if not answered:
             raise ShardUnavailable(f"none of {len(tasks)} shards answered within {self._deadline_s * 1000:g} ms")
         coverage = Coverage(len(tasks), len(answered))
+        self._metrics.covered(len(answered) / len(tasks), len(batch))
         freshness = merge_freshness(result.freshness for result in answered)
         return [
             FanOutAnswer(tuple(result.candidates[row] for result in answered), coverage, freshness)
@@ -165,7 +173,8 @@ class FanOut:
         for attempt in range(len(replicas)):
             replica = (self._turn + attempt) % len(replicas)
             try:
-                return await replicas[replica].search(request)
+                with self._metrics.call(number):
+                    return await replicas[replica].search(request)
             except FingerprintMismatch:
                 raise
             except ShardUnavailable as error:

@@ -2,17 +2,92 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
-from actors.messages import ShardStatus
+from actors.messages import DelayHistogram, ShardStatus
 from contract import telemetry
+from contract.errors import ShardUnavailable
 from contract.telemetry import Metric
 
 # From a cached text on a small collection to a search that waits for its receipt.
+_SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class _Delays(Collector):
+    """Histograms that the shards count, as they were last told."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, ...], DelayHistogram] = {}
+
+    def set(self, labels: tuple[str, ...], histogram: DelayHistogram) -> None:
+        self._told[labels] = histogram
+
+    def clear(self) -> None:
+        self._told.clear()
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        """One family with a histogram per replica; Prometheus wants counts up to each bound."""
+        metric = telemetry.UPLOAD_TO_SEARCHABLE_SECONDS
+        family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+        for labels, told in self._told.items():
+            bounds = [*(str(bound) for bound in told.bounds_s), "+Inf"]
+            family.add_metric(labels, list(zip(bounds, accumulate(told.counts), strict=True)), told.sum_s)
+        return [family]
+
+
+class FanOutMetrics:
+    """What the fan-out of one collection tells; labels are looked up once."""
+
+    def __init__(self, metrics: Metrics, collection: str, shards: int) -> None:
+        self._calls = metrics.shard_calls
+        self._collection = collection
+        self._seconds = [metrics.shard_call_seconds.labels(collection, str(shard)) for shard in range(shards)]
+        self._in_flight = metrics.shard_calls_in_flight.labels(collection)
+        self._batches = metrics.fan_out_batches.labels(collection)
+        self._queries = metrics.fan_out_queries.labels(collection)
+        self._coverage = metrics.coverage.labels(collection)
+
+    def batch(self, queries: int) -> None:
+        """A batch of so many queries leaves."""
+        self._batches.inc()
+        self._queries.inc(queries)
+
+    def covered(self, share: float, queries: int) -> None:
+        """So many queries are answered from this share of the shards."""
+        for _ in range(queries):
+            self._coverage.observe(share)
+
+    @contextmanager
+    def call(self, shard: int) -> Iterator[None]:
+        """Around one call to a shard: how long it took, and what became of it."""
+        started = time.perf_counter()
+        outcome = "answered"
+        self._in_flight.inc()
+        try:
+            yield
+        except asyncio.CancelledError:
+            outcome = "late"
+            raise
+        except ShardUnavailable:
+            outcome = "unavailable"
+            raise
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            self._in_flight.dec()
+            self._seconds[shard].observe(time.perf_counter() - started)
+            self._calls.labels(self._collection, str(shard), outcome).inc()
 
 
 class Metrics:
@@ -27,10 +102,18 @@ class Metrics:
         self.confidence = self._counter(telemetry.CONFIDENCE)
         self.query_cache = self._counter(telemetry.QUERY_CACHE)
         self.query_cache_entries = self._gauge(telemetry.QUERY_CACHE_ENTRIES)
-        stages = telemetry.SEARCH_STAGE_SECONDS
-        self.search_stage = Histogram(
-            stages.name, stages.help, stages.labels, buckets=_BUCKETS_S, registry=self._registry
-        )
+        self.search_stage = self._histogram(telemetry.SEARCH_STAGE_SECONDS)
+        self.coverage = self._histogram(telemetry.COVERAGE_RATIO, _SHARES)
+        self.shard_calls = self._counter(telemetry.SHARD_CALLS)
+        self.shard_call_seconds = self._histogram(telemetry.SHARD_CALL_SECONDS)
+        self.shard_calls_in_flight = self._gauge(telemetry.SHARD_CALLS_IN_FLIGHT)
+        self.fan_out_batches = self._counter(telemetry.FAN_OUT_BATCHES)
+        self.fan_out_queries = self._counter(telemetry.FAN_OUT_QUERIES)
+        self.http_requests = self._counter(telemetry.HTTP_REQUESTS)
+        self.http_seconds = self._histogram(telemetry.HTTP_REQUEST_SECONDS)
+        self.http_in_flight = self._gauge(telemetry.HTTP_IN_FLIGHT)
+        self._delays = _Delays()
+        self._registry.register(self._delays)
         self._shards = self._gauge(telemetry.SHARDS_TOTAL)
         self._answering = self._gauge(telemetry.SHARDS_ANSWERING)
         self._points = self._gauge(telemetry.POINTS)
@@ -48,12 +131,25 @@ class Metrics:
     def _gauge(self, metric: Metric) -> Gauge:
         return Gauge(metric.name, metric.help, metric.labels, registry=self._registry)
 
+    def _histogram(self, metric: Metric, buckets: Sequence[float] = _BUCKETS_S) -> Histogram:
+        return Histogram(metric.name, metric.help, metric.labels, buckets=buckets, registry=self._registry)
+
+    def fan_out(self, collection: str, shards: int) -> FanOutMetrics:
+        """What the fan-out of one collection tells."""
+        return FanOutMetrics(self, collection, shards)
+
     def clear_shards(self) -> None:
         """Forget what was said of shards, so that a dropped collection leaves the page."""
         per_shard = (self._points, self._staleness, self._lag, self._applied, self._snapshot_age)
         of_index = (self._recall, self._recall_samples, self._dead)
         for gauge in (self._shards, self._answering, *per_shard, *of_index):
             gauge.clear()
+        self._delays.clear()
+
+    def observe_replica(self, collection: str, shard: int, replica: int, status: ShardStatus) -> None:
+        """Take over what one replica has counted."""
+        if status.upload_to_searchable is not None:
+            self._delays.set((collection, str(shard), str(replica)), status.upload_to_searchable)
 
     def observe_shards(self, collection: str, shards_total: int, answering: dict[int, ShardStatus]) -> None:
         """Set the gauges of one collection; `answering` holds one status per shard that answered."""

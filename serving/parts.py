@@ -37,7 +37,7 @@ def assemble(dependencies: Dependencies) -> Parts:
     """Build the parts of one app from what it depends on."""
     settings, events, objects = dependencies.settings, dependencies.events, dependencies.objects
     metrics = Metrics()
-    catalog = Catalog(dependencies)
+    catalog = Catalog(dependencies, metrics=metrics)
     return Parts(
         dependencies=dependencies,
         catalog=catalog,

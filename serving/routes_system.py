@@ -59,9 +59,10 @@ async def metrics(parts: InParts) -> Response:
     parts.metrics.clear_shards()
     for collection in collections:
         answering: dict[int, ShardStatus] = {}
-        for shard, _, report in await parts.state.shards(collection):
+        for shard, replica, report in await parts.state.shards(collection):
             if isinstance(report, ShardStatus):
                 answering.setdefault(shard, report)
+                parts.metrics.observe_replica(collection.spec.name, shard, replica, report)
         parts.metrics.observe_shards(collection.spec.name, collection.spec.shards, answering)
     return Response(parts.metrics.render(), media_type=parts.metrics.content_type)
 

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import ray
 import structlog
+from prometheus_client import start_http_server
 
 from actors.cluster import connect
 from actors.handles import EmbedderClient
@@ -169,6 +170,8 @@ def main() -> int:
         # Until the event loop takes over: a stop while waiting for the broker or for Ray is clean, too.
         signal.signal(number, _leave)
     try:
+        if settings.ingest_metrics_port:
+            start_http_server(settings.ingest_metrics_port, settings.http_host)
         bootstrap_servers(settings)
         connect(settings)
         end = asyncio.run(_run(settings))

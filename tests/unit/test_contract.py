@@ -172,5 +172,5 @@ def test_metric_names_carry_their_unit() -> None:
         if metric.kind == "counter":
             assert metric.name.endswith("_total")
         if metric.kind == "histogram":
-            assert metric.name.endswith(("_seconds", "_bytes"))
+            assert metric.name.endswith(("_seconds", "_bytes", "_ratio"))
     assert len({metric.name for metric in METRICS}) == len(METRICS)
