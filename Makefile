@@ -64,6 +64,15 @@ test-gpu: $(VENV)/.installed-dev ## Tests that need an NVIDIA GPU
 bench-quality: $(VENV)/.installed-dev ## Recall and precision of the offline model on held-out pictures
 	$(BIN)/python -m benchmarks.quality
 
+.PHONY: calibrate
+calibrate: $(VENV)/.installed-dev ## Fit the confidence of searches, draw its curve, measure it (CALIBRATE_ARGS="--model NAME --out FILE" for another model)
+	$(BIN)/python -m evaluation.calibrate $(CALIBRATE_ARGS)
+	$(if $(CALIBRATE_ARGS),,$(BIN)/python -m benchmarks.confidence)
+
+.PHONY: bench-confidence
+bench-confidence: $(VENV)/.installed-dev ## Precision and recall of `no_confident_match` on held-out pictures
+	$(BIN)/python -m benchmarks.confidence
+
 # Where one of them cannot be had, the others still come, and the result lists it as failed.
 .venv-peers/.installed: $(BIN)/python benchmarks/index/peers.txt
 	@echo "Installing the other systems of the index benchmark into .venv-peers …"
@@ -79,6 +88,10 @@ bench-index: $(VENV)/.installed-dev .venv-peers/.installed ## The shard engine b
 .PHONY: bench-index-quantization
 bench-index-quantization: $(VENV)/.installed-dev ## Recall, memory and speed of the engine's quantizations
 	$(BIN)/python -m benchmarks.index.quantization $(BENCH_ARGS)
+
+.PHONY: bench-index-filters
+bench-index-filters: $(VENV)/.installed-dev ## Recall and speed of filtered searches
+	$(BIN)/python -m benchmarks.index.filters $(BENCH_ARGS)
 
 .PHONY: lock
 lock: $(VENV)/.installed-dev ## Write the installed versions into constraints.txt

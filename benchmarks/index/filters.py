@@ -7,8 +7,10 @@ match, so that most queries lie far from everything that they may return.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import tempfile
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, get_args
 
@@ -18,6 +20,7 @@ from actors.messages import FloatMatrix
 from benchmarks.index.datasets import synthetic
 from benchmarks.index.driven import DrivenEngine
 from benchmarks.index.truth import exact_neighbours, recall
+from benchmarks.result_file import RESULTS, Result, write
 from contract.events import Quantization
 from contract.filters import Filter, Range
 
@@ -107,21 +110,40 @@ def table(found: Sequence[Filtered]) -> str:
     return "\n".join(lines)
 
 
+def results(quantization: Quantization, found: Sequence[Filtered]) -> list[Result]:
+    """Figures of the result file."""
+    figures = []
+    for one in found:
+        name = f"{quantization}_{one.kind or 'all'}" + ("" if one.kind is None else f"_{one.share:g}")
+        figures += [
+            Result(f"{name}_recall_at_10", round(one.recall, 4), "1"),
+            Result(f"{name}_full_answers", round(one.complete, 4), "1"),
+            Result(f"{name}_searches_per_s", round(one.searches_per_s, 1), "1/s"),
+        ]
+    return figures
+
+
 def main() -> None:
-    """Measure and print one table per quantization."""
+    """Measure, print one table per quantization, and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=50_000)
     parser.add_argument("--dimension", type=int, default=512)
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--quantization", nargs="+", choices=get_args(Quantization), default=["none", "sq8"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
+    started_at = datetime.now(UTC)
+    figures: list[Result] = []
     rows = synthetic(given.points + given.queries, given.seed, dimension=given.dimension)
     queries, points = rows[: given.queries], rows[given.queries :]
     for quantization in given.quantization:
         with tempfile.TemporaryDirectory(prefix="rl-filters-") as folder:
             found = measure(points, queries, given.seed, Path(folder), quantization=quantization)
         print(f"\n{quantization}, {given.points} points of {given.dimension} dimensions\n\n{table(found)}", flush=True)
+        figures += results(quantization, found)
+    digest = hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
+    print(write("index-filters", figures, given.seed, digest, started_at, given.out))
 
 
 if __name__ == "__main__":
