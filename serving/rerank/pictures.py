@@ -34,6 +34,8 @@ _HASH_SIDE = 64
 _HASHES_KEPT = 50_000
 # Features of one picture take at most 110 kB.
 _FEATURES_KEPT = 256
+# Pictures looked at side by side. The best hits come first, so that a deadline costs the last ones.
+_AT_ONCE = 8
 
 Region = tuple[float, float, float, float]
 Value = TypeVar("Value")
@@ -142,8 +144,14 @@ def _from_thumbnail(data: bytes, compute: Callable[[Image.Image], Value]) -> Val
 async def _in_time(
     points: Mapping[int, PointState], look: Callable[[PointState], Awaitable[Value]], deadline: float
 ) -> dict[int, Value]:
-    """What `look` says of each point, all side by side; failures and those that are late are left out and logged."""
-    tasks = {key: asyncio.ensure_future(look(point)) for key, point in points.items()}
+    """What `look` says of each point, in their order; failures and those that are late are left out and logged."""
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def in_turn(point: PointState) -> Value:
+        async with slots:
+            return await look(point)
+
+    tasks = {key: asyncio.create_task(in_turn(point)) for key, point in points.items()}
     if not tasks:
         return {}
     remaining_s = max(0.0, deadline - asyncio.get_running_loop().time())

@@ -64,8 +64,9 @@ class RunningSystem:
             "RIVERLENS_HOME": str(home),
             "RIVERLENS_KAFKA_LOCAL": kind,
             "RIVERLENS_HTTP_PORT": str(self.port),
-            # The tests ask what is found; the deadline has a test of its own.
+            # The tests ask what is found; the deadlines have tests of their own.
             "RIVERLENS_SEARCH_DEADLINE_MS": "5000",
+            "RIVERLENS_RERANK_DEADLINE_MS": "30000",
             **(settings or {}),
         }
         self.log = home.parent / f"{home.name}.log"

@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from tests.integration.pictures import new_picture
+from tests.integration.pictures import SAMPLES, new_picture
 from tests.integration.system import RunningSystem, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -81,6 +81,32 @@ def test_a_crop_finds_the_picture_it_was_cut_from(system: RunningSystem, indexed
     ):
         hits = system.search_picture(out.getvalue(), crop=crop, limit="3")["hits"]
         assert hits[0]["id"] == expected
+
+
+def test_re_ranking_collapses_copies_and_confirms_a_turned_picture(
+    system: RunningSystem, indexed: dict[str, tuple[str, bytes]]
+) -> None:
+    """Vectors come from the shards, pictures from the object store, both through the processes of the system."""
+    drawing = Image.open(SAMPLES / "acoustic-guitar.png").convert("RGBA")
+    whole, copy, turned = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    white = Image.new("RGB", drawing.size, "white")
+    white.paste(drawing, mask=drawing.getchannel("A"))
+    white.save(whole, "PNG")
+    white.resize((drawing.width * 9 // 10, drawing.height * 9 // 10)).save(copy, "JPEG", quality=80)
+    white.rotate(50, expand=True, fillcolor="white").save(turned, "PNG")
+    assert system.upload(whole.getvalue(), id="drawing").is_success
+    assert system.upload(copy.getvalue(), id="drawing-copy").is_success
+    answer = system.search_picture(turned.getvalue(), limit="5", rerank='{"verify": {"candidates": 50}}')
+    first = answer["hits"][0]
+    assert {"drawing", "drawing-copy"} <= {first["id"], *first["group"]["ids"]}
+    assert first["inliers"] >= 10
+    assert answer["rerank"]["without_vector"] == answer["rerank"]["without_picture"] == 0
+    assert list(answer["took_ms"]["rerank_stages"]) == ["fetch", "dedupe", "verify", "fuse"]
+    by_id = system.search(image_id="drawing", limit=50, rerank={"dedupe": False, "diversify": True})
+    assert {"drawing", "drawing-copy"} <= {hit["id"] for hit in by_id["hits"]}
+    for image_id in ("drawing", "drawing-copy"):
+        path = f"/v1/collections/images/images/{image_id}"
+        assert system.http.delete(path, params={"wait": "searchable"}).is_success
 
 
 def test_an_image_id_finds_itself_and_get_equals_post(

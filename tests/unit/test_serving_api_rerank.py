@@ -285,6 +285,32 @@ async def test_verification_brings_the_same_object_first(http: httpx.AsyncClient
     assert by_id["hits"][0]["inliers"] >= 10
 
 
+async def test_a_deadline_costs_the_last_hits_not_the_first(
+    http: httpx.AsyncClient, system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        await put(http, picture((20, 20, 230 - 4 * number)), f"blue-{number:02}")
+    get, asked = system.objects.get, 0
+
+    async def first_ten(key: str, max_bytes: int | None = None) -> bytes:
+        nonlocal asked
+        if key.startswith("thumbnails/"):
+            asked += 1
+            if asked > 10:
+                await asyncio.Event().wait()
+        return await get(key, max_bytes)
+
+    monkeypatch.setattr(system.objects, "get", first_ten)
+    monkeypatch.setattr(system, "settings", system.settings.model_copy(update={"rerank_deadline_ms": 1500}))
+    transport = httpx.ASGITransport(create_app(system.dependencies()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        answer = await search(client, image_id="blue-00", limit=20, rerank={"dedupe": False, "verify": True})
+    looked_at = ["inliers" in hit for hit in answer["hits"]]
+    assert looked_at == sorted(looked_at, reverse=True)
+    assert sum(looked_at) == 10
+    assert answer["rerank"]["without_picture"] == 10
+
+
 async def test_only_so_many_hits_are_compared(http: httpx.AsyncClient) -> None:
     answer = await search(http, image_id="red-1", rerank={"dedupe": False, "verify": {"candidates": 2}})
     assert sum("inliers" in hit for hit in answer["hits"]) == 2
