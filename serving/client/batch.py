@@ -11,14 +11,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from contract.events import Receipt
+from contract.telemetry import DELAY_BUCKETS_S
 from serving.client.answers import Image, Uploaded
 from serving.client.calls import Picture, Wait, new_id
 from serving.client.errors import ClientError, DeadlineExceeded, ServerUnreachable
 
 # Pause between two questions how far the shards are.
 POLL_S = 0.25
-# Upper bounds in seconds of `UploadReport.searchable_histogram`, those of the server's own histograms.
-BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class UploadItem(Struct, frozen=True):
@@ -100,8 +99,8 @@ class UploadReport(Struct, frozen=True, kw_only=True):
         if errors:
             raise ExceptionGroup(f"{len(errors)} of {len(self.results)} uploads failed", errors)
 
-    def searchable_histogram(self, bounds_s: Sequence[float] = BUCKETS_S) -> dict[float, int]:
-        """Uploads that were searchable within each bound of seconds, cumulative as in Prometheus, up to infinity."""
+    def searchable_histogram(self, bounds_s: Sequence[float] = DELAY_BUCKETS_S) -> dict[float, int]:
+        """Uploads searchable within each bound in seconds, cumulative, up to infinity; the bounds are the server's."""
         bounds = (*sorted(bounds_s), float("inf"))
         times = sorted(result.searchable_s for result in self.results if result.searchable_s is not None)
         return {bound: bisect.bisect_right(times, bound) for bound in bounds}
