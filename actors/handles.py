@@ -22,6 +22,7 @@ from actors.messages import (
     EmbedderStatus,
     EncoderDescription,
     FloatMatrix,
+    LexicalSearch,
     Pixels,
     PointState,
     ShardScan,
@@ -114,6 +115,10 @@ class ShardClient:
     async def search(self, request: ShardSearch) -> ShardSearchResult:
         """One batched call, which names its requests. Raises FingerprintMismatch for vectors of another encoder."""
         return cast(ShardSearchResult, await self._client.call("search", request))
+
+    async def search_lexical(self, request: LexicalSearch) -> ShardSearchResult:
+        """One batched call; candidates carry BM25 scores. Needs no encoder."""
+        return cast(ShardSearchResult, await self._client.call("search_lexical", request))
 
     async def fetch(self, image_ids: Sequence[str], with_vector: bool = False) -> list[PointState | None]:
         """What the shard knows of each id, None for an id it never met."""

@@ -102,6 +102,27 @@ class ShardSearchResult(Struct, frozen=True):
     freshness: Freshness
 
 
+class LexicalQuery(Struct, frozen=True):
+    """The `k` best points whose caption, tags or file name hold a word of `text`, and that the filter lets through."""
+
+    text: str
+    k: int
+    filter: Filter | None = None
+
+
+class LexicalSearch(Struct, frozen=True):
+    """A batch of queries to the lexical index of one shard, answered with a ShardSearchResult of BM25 scores.
+
+    `fresh` has the index take in everything that is applied first; else it may lag by a moment, which the
+    freshness of the result tells.
+    """
+
+    queries: tuple[LexicalQuery, ...]
+    with_payload: bool = True
+    fresh: bool = False
+    request_ids: tuple[str, ...] = ()
+
+
 class PointState(Struct, frozen=True, kw_only=True):
     """What a shard knows of one image id. `state` is `searchable`, `rejected` or `deleted`.
 
@@ -159,7 +180,8 @@ class ShardStatus(Struct, frozen=True, kw_only=True):
     `failed` carries its reason in `error`. `consumer_lag` is in messages of image-events. `dead`
     are deleted or replaced points that wait in the graph for its rebuild; `quantization` is that of
     the graph in memory, None without one. `recall_at_10` is the mean over recent sampled searches,
-    None before the first.
+    None before the first. `lexical_points` are those with words that the lexical index finds, None
+    while it is being built.
     `upload_to_searchable` counts since the replica began.
     `snapshot_at_ms` (Unix milliseconds) and `snapshot_bytes` are of the newest local snapshot.
     """
@@ -186,6 +208,7 @@ class ShardStatus(Struct, frozen=True, kw_only=True):
     recall_at_10: float | None = None
     recall_samples: int = 0
     upload_to_searchable: DelayHistogram | None = None
+    lexical_points: int | None = None
 
 
 def embedder_name(model: str, role: EmbedderRole, index: int) -> str:

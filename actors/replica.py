@@ -6,19 +6,21 @@ Plain Python: the clock, the reader and the engine come from outside.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, Protocol
 
 import structlog
 
 from actors.delays import Delays, stamps
-from actors.index.engine import ShardEngine
+from actors.index.engine import ShardEngine, entry_of
 from actors.index.rows import Position
 from actors.log.records import LogIdentity, LogReader, LogRecord
 from actors.messages import DelayHistogram, Freshness
 from actors.recovery import LogState
 from actors.staleness import SourceWatch
 from contract.errors import LogGap, Unavailable
+from contract.events import SourceAdvanced
 from contract.telemetry import LogField
 from contract.topics import TOMBSTONE_RETENTION_MS
 
@@ -32,6 +34,16 @@ _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0
 
 ReplicaState = Literal["recovering", "ready", "failed"]
+
+
+class Follower(Protocol):
+    """What is kept in step with the engine's points; actors.lexical.following.LexicalFollower is one."""
+
+    def changing(self, image_ids: Iterable[str]) -> AbstractContextManager[None]:
+        """Around every change of these points."""
+
+    def restart(self, points: ShardEngine) -> None:
+        """All points are gone, or those of another engine take their place."""
 
 
 class Replica:
@@ -49,6 +61,7 @@ class Replica:
         clock: Callable[[], float],
         on_applied: Callable[[], None] = lambda: None,
         heal: Callable[[LogState], ShardEngine | None] = lambda _: None,
+        follower: Follower | None = None,
     ) -> None:
         """Attach at the first step.
 
@@ -60,6 +73,7 @@ class Replica:
             on_applied: Called, in the driving thread, after something was applied.
             heal: Called, in the driving thread, when the store cannot go on in the log: puts a snapshot
                 that can in its place and returns the engine over it, or leaves all as it is and returns None.
+            follower: Told, in the driving thread, which points change.
         """
         self._engine = engine
         self._open_reader = open_reader
@@ -67,6 +81,7 @@ class Replica:
         self._clock = clock
         self._on_applied = on_applied
         self._heal = heal
+        self._follower = follower
         self._reader: LogReader | None = None
         self._identity: LogIdentity | None = None
         self._watches = self._new_watches()
@@ -121,12 +136,22 @@ class Replica:
         records = self._reader.poll(_POLL_RECORDS, timeout_s)
         before = self.positions()
         if records:
-            self._engine.apply(records)
+            with self._changing(records):
+                self._engine.apply(records)
             self._note_applied(records, before)
             self._on_applied()
         self._retry_s = _RETRY_FIRST_S
         self._note_progress()
         return len(records)
+
+    def _changing(self, records: Sequence[LogRecord]) -> AbstractContextManager[None]:
+        """Around the application of records: the follower looks again at the images they name."""
+        if self._follower is None:
+            return nullcontext()
+        positions = self.positions()
+        # Those below have no effect, and the engine does not even decode them.
+        entries = [entry_of(one) for one in records if one.offset >= positions[one.partition].log_offset]
+        return self._follower.changing(entry.image_id for entry in entries if not isinstance(entry, SourceAdvanced))
 
     def _note_applied(self, records: Sequence[LogRecord], before: Mapping[int, Position]) -> None:
         now = self._clock()
@@ -204,6 +229,8 @@ class Replica:
         self._watches = self._new_watches()
         self.state = "recovering"
         self._identity = None
+        if self._follower is not None:
+            self._follower.restart(self._engine)
 
     def _gap(self, log: LogState) -> str | None:
         positions = self.positions()

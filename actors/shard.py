@@ -22,10 +22,12 @@ from actors.call_context import answering
 from actors.index.engine import EngineParameters, ShardEngine
 from actors.index.graph import give_way
 from actors.index.snapshots import Snapshots
+from actors.lexical.following import LexicalFollower
 from actors.log.reader import KafkaLogReader
 from actors.logs import configure
 from actors.messages import (
     Freshness,
+    LexicalSearch,
     PointState,
     ShardScan,
     ShardScanResult,
@@ -49,6 +51,8 @@ _DRAIN_PAUSE_S = 0.02
 _SEARCH_THREADS = 4
 _STOP_S = 10.0
 _LAST_SNAPSHOT_S = 8.0
+_LEXICAL_PAUSE_S = 0.2
+_LEXICAL_RETRY_S = 10.0
 _RECALL_PAUSE_S = 0.5
 # Share of one processor that measuring recall may take.
 _RECALL_LOAD = 0.02
@@ -72,7 +76,7 @@ def snapshot_folder(settings: Settings, collection: str, incarnation: str, shard
 # A small claim: on a shared machine a shard mostly waits. One that died is started anew by the supervisor.
 @ray.remote(num_cpus=0.25, max_restarts=0, max_task_retries=0)
 class Shard:
-    """Tails the log in one thread, drains and takes snapshots in two more, and answers in a pool of threads.
+    """Tails the log in one thread, keeps graph, words and snapshots in others, and answers in a pool of threads.
 
     Methods are those of `handles.ShardClient`. All but `status`, `wait_applied` and `close` raise
     ShardUnavailable (retryable) until the store is open, and while it is built from a log that is
@@ -94,6 +98,7 @@ class Shard:
         self._replica: Replica | None = None
         self._recovery: Recovery | None = None
         self._keeper: SnapshotKeeper | None = None
+        self._lexical: LexicalFollower | None = None
         self._error: str | None = None
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -142,6 +147,8 @@ class Shard:
         store = shard_folder(settings, *place)
         recovery = self._recovery = Recovery(store, parameters, snapshots, time.time, self._stopping.wait)
         self._engine = recovery.open(self._log_state)
+        # Before the replica, so that no record passes it by.
+        lexical = self._lexical = LexicalFollower(self._engine, self._freshness, time.monotonic)
         replica = self._replica = Replica(
             self._engine,
             self._reader,
@@ -149,8 +156,10 @@ class Shard:
             time.time,
             self._wake_waiters,
             self._heal,
+            lexical,
         )
         self._run("drain", self._drain)
+        self._run("lexical", self._follow_words)
         if settings.recall_sample_share > 0:
             self._run("recall", self._measure_recall)
         if settings.snapshot_interval_s > 0:
@@ -196,6 +205,22 @@ class Shard:
                 drained = False
             if not drained:
                 self._stopping.wait(_DRAIN_PAUSE_S)
+
+    def _follow_words(self) -> None:
+        give_way()
+        pause_s = 0.0
+        while self._lexical is not None and not self._stopping.wait(pause_s):
+            try:
+                pause_s = 0.0 if self._lexical.step() else _LEXICAL_PAUSE_S
+            except DbClosedError:
+                pause_s = _LEXICAL_PAUSE_S  # replaced by a snapshot meanwhile, or about to be
+            except Exception as error:
+                if is_damage(error):
+                    raise
+                # Searches by vector need no words, so they go on; those by words say that they wait.
+                _log.exception("the lexical index failed; building it again")
+                self._lexical.restart()
+                pause_s = _LEXICAL_RETRY_S
 
     def _measure_recall(self) -> None:
         give_way()
@@ -270,6 +295,15 @@ class Shard:
         with answering("search", request.request_ids):
             return await self._in_pool(work)
 
+    async def search_lexical(self, request: LexicalSearch) -> ShardSearchResult:
+        """One batch of queries by words. Raises InvalidRequest, ShardUnavailable (retryable)."""
+        self._answering()
+        lexical = self._lexical
+        if lexical is None:
+            raise ShardUnavailable(f"shard {self._shard} is opening its store")
+        with answering("search_lexical", request.request_ids):
+            return await self._in_pool(lambda: lexical.search(request))
+
     async def fetch(
         self, image_ids: Sequence[str], with_vector: bool = False, request_ids: Sequence[str] = ()
     ) -> list[PointState | None]:
@@ -335,11 +369,14 @@ class Shard:
             recall_at_10=recall,
             recall_samples=recall_samples,
             upload_to_searchable=replica.delays() if replica is not None else None,
+            lexical_points=self._lexical.documents if self._lexical is not None else None,
         )
 
     async def close(self) -> None:
         """End the threads, take a last snapshot and close the store; the actor is killed after this."""
         self._stopping.set()
+        if self._lexical is not None:
+            self._lexical.restart()  # a build that is under way ends
         for thread in self._threads:
             await asyncio.to_thread(thread.join, _STOP_S)
         try:
