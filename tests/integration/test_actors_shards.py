@@ -9,12 +9,14 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 
+from actors.call_context import on_behalf_of
 from actors.cluster import connect
 from actors.handles import ShardClient
 from actors.log.collections import create_collection, drop_collection
@@ -55,7 +57,12 @@ class Instance:
 
     def __init__(self, home: Path) -> None:
         self.settings = Settings(home=home, kafka_local="memory")
-        self.environment = {**os.environ, "RIVERLENS_HOME": str(home), "RIVERLENS_KAFKA_LOCAL": "memory"}
+        self.environment = {
+            **os.environ,
+            "RIVERLENS_HOME": str(home),
+            "RIVERLENS_KAFKA_LOCAL": "memory",
+            "RIVERLENS_LOG_LEVEL": "DEBUG",
+        }
         self.log = home.parent / f"{home.name}.log"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.broker = BrokerProcess(home, "memory")
@@ -170,6 +177,21 @@ async def test_what_is_in_the_log_is_found(instance: Instance) -> None:
     assert state is not None
     assert np.array_equal(np.asarray(state.vector), instance.vector(7))
     assert [state.image_id for state in (await instance.shard.scan(ShardScan("id-8", 2))).points] == ["id-9"]
+
+
+async def test_what_a_shard_logs_names_the_requests_it_works_for(instance: Instance) -> None:
+    await instance.ready()
+    with on_behalf_of("request-7"):
+        await instance.shard.fetch(["id-7"])
+    both = ("request-8", "request-9")
+    await instance.shard.search(ShardSearch("f", instance.vector(0)[None], (ShardQuery(1),), request_ids=both))
+
+    def told(call: str, request_id: str) -> bool:
+        lines = instance.log.read_text(errors="replace").splitlines()
+        return any(f"call={call}" in line and request_id in line and "process=shard-0-0" in line for line in lines)
+
+    for call, request_id in (("fetch", "request-7"), *(("search", one) for one in both)):
+        await asyncio.to_thread(eventually, partial(told, call, request_id), 30)
 
 
 async def test_errors_of_the_shard_reach_the_caller_as_themselves(instance: Instance) -> None:
