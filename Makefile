@@ -21,7 +21,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing the Python packages into $(VENV) (a few minutes the first time) …"
 	$(PIP_INSTALL) -e '.[cpu]'
 	@echo "Compiling the search's inner loops for this processor (some seconds) …"
-	$(BIN)/python -c "import actors.index.kernels"
+	$(BIN)/python -c "import actors.index.kernels.walking"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -92,6 +92,10 @@ bench-index-quantization: $(VENV)/.installed-dev ## Recall, memory and speed of 
 .PHONY: bench-index-filters
 bench-index-filters: $(VENV)/.installed-dev ## Recall and speed of filtered searches
 	$(BIN)/python -m benchmarks.index.filters $(BENCH_ARGS)
+
+.PHONY: bench-rerank
+bench-rerank: $(VENV)/.installed-dev ## What re-ranking gains on turned, cut and scaled copies, and what its stages cost
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.rerank $(BENCH_ARGS)
 
 .PHONY: lock
 lock: $(VENV)/.installed-dev ## Write the installed versions into constraints.txt

@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from actors.index import kernels
+from actors.index.kernels.encoding import encode
 from actors.messages import FloatMatrix
 from contract.events import Quantization
 
@@ -122,12 +122,12 @@ class Codec:
     def encode_bytes(self, vectors: FloatMatrix) -> npt.NDArray[np.uint8]:
         """As `encode`, (n, width) uint8, where `compares_bytes`."""
         encoded = np.empty((len(vectors), self.width), dtype=np.uint8)
-        kernels.encode(*self.rotation, np.ascontiguousarray(vectors, dtype=np.float32), encoded)
+        encode(*self.rotation, np.ascontiguousarray(vectors, dtype=np.float32), encoded)
         return encoded
 
     @property
     def rotation(self) -> tuple[npt.NDArray[np.float32], FloatMatrix, FloatMatrix]:
-        """Signs and the two factors of the rotation, as `kernels.encode` takes them, where there is one."""
+        """Signs and the two factors of the rotation, as `encode` takes them, where there is one."""
         assert self._rotation is not None  # noqa: S101 - callers ask `compares_bytes` first
         return self._rotation.factors
 

@@ -13,10 +13,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from actors.index import kernels
 from actors.index.codes import Codec
 from actors.index.growing import Numbers, positions
 from actors.index.image_ids import PackedIds
+from actors.index.kernels import walking
 from actors.index.vector_file import VectorFile
 from actors.messages import FloatMatrix
 
@@ -151,7 +151,7 @@ class _Links:
         """As SealedGraph.search."""
         labels, scores = np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32)
         some = _EVERYTHING if allowed is None else allowed
-        missing = kernels.walk(*self._arrays, *self._file.source(), *codec.rotation, queries, ef, some, labels, scores)
+        missing = walking.walk(*self._arrays, *self._file.source(), *codec.rotation, queries, ef, some, labels, scores)
         self._file.check(missing)
         return scores, labels
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from actors.index import kernels
 from actors.index.codes import Codec
+from actors.index.kernels import walking
 from actors.messages import FloatMatrix
 from contract.events import Quantization
 
@@ -52,7 +52,7 @@ class GrowingView(NamedTuple):
         hidden = self._hidden(allowed)
         slots, scores = np.empty((len(queries), chosen), dtype=np.int64), np.empty((len(queries), chosen), np.float32)
         codes = self.codes.reshape(-1)
-        kernels.scan(
+        walking.scan(
             codes, self.rows, _NONE if hidden is None else hidden, *self.codec.rotation, queries, slots, scores
         )
         return scores, slots

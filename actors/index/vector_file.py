@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from actors.index import kernels
+from actors.index.kernels import scoring
 from actors.messages import FloatMatrix
 from contract.events import VectorType
 
@@ -61,12 +61,12 @@ class VectorFile:
     def read(self, labels: npt.NDArray[np.int64]) -> FloatMatrix:
         """(n, d) float32: the rows that (n,) labels name. Raises OSError if the file lacks one of them."""
         rows = np.empty((len(labels), self._dimension), dtype=self._bits)
-        self.check(kernels.read(self._descriptor, np.ascontiguousarray(labels, dtype=np.int64), rows))
+        self.check(scoring.read(self._descriptor, np.ascontiguousarray(labels, dtype=np.int64), rows))
         return rows.view(self._dtype).astype(np.float32, copy=False)
 
     def score(self, queries: FloatMatrix, labels: npt.NDArray[np.int64], scores: FloatMatrix) -> None:
-        """See kernels.score. Raises OSError if the file lacks a row."""
-        self.check(kernels.score(*self.source(), queries, labels, scores))
+        """See scoring.score. Raises OSError if the file lacks a row."""
+        self.check(scoring.score(*self.source(), queries, labels, scores))
 
     def source(self) -> tuple[int, npt.NDArray[Any]]:
         """What compiled functions read rows by: the descriptor, and room for a row; they know float16 by its bits."""

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from actors.index import kernels
 from actors.index.codes import Codec
 from actors.index.graph import SealedGraph, bitmap_of
 from actors.index.growing import GrowingSegment
 from actors.index.image_ids import PackedIds
+from actors.index.kernels import walking
 from actors.index.vector_file import VectorFile
 from actors.messages import FloatMatrix
 from contract.events import VectorType
@@ -159,7 +159,7 @@ def test_a_scan_finds_the_nearest_codes_that_are_not_hidden(seed: int, count: in
     codec = Codec("sq8", 32)
     codes = codec.encode_bytes(rows)
     places, scores = np.empty((1, wanted), dtype=np.int64), np.empty((1, wanted), dtype=np.float32)
-    kernels.scan(codes.reshape(-1), rows, hidden, *codec.rotation, query, places, scores)
+    walking.scan(codes.reshape(-1), rows, hidden, *codec.rotation, query, places, scores)
     distances = ((codes.astype(np.int64) - codec.encode_bytes(query)) ** 2).sum(axis=1)
     living = np.flatnonzero(~hidden)
     nearest = living[np.lexsort((living, distances[living]))][:wanted]
