@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from contract import errors
 from contract.settings import Settings
+from contract.telemetry import METRICS
 from serving.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +48,14 @@ def test_every_error_code_is_unique_and_has_a_row() -> None:
     codes = [error.code for error in _all_errors()]
     assert len(codes) == len(set(codes))
     assert [code for code in codes if f"`{code}`" not in page] == []
+
+
+def test_every_metric_has_its_row_and_no_other_is_documented() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    rows = {f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.help} |" for m in METRICS}
+    assert [row for row in sorted(rows) if row not in page] == []
+    written = set(re.findall(r"^\| `(riverlens_[a-z0-9_]+)`", page, re.M))
+    assert written == {metric.name for metric in METRICS}
 
 
 def test_every_make_target_that_is_named_exists() -> None:

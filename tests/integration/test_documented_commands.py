@@ -47,10 +47,10 @@ def workplace(tmp_path: Path, system: RunningSystem) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/cli.md", "docs/reranking.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/cli.md", "docs/reranking.md", "docs/metrics.md"])
 def test_the_commands_of_a_page_work_as_they_stand(page: str, system: RunningSystem, workplace: Path) -> None:
     commands = _commands(page)
-    assert len(commands) >= 3
+    assert commands
     environment = {
         **system.environment,
         "HOME": str(workplace / "home"),
