@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import html
 import json
@@ -126,6 +127,32 @@ def emoji(settings: Settings) -> list[Picture]:
             continue
         name = (entry["name"] or entry["short_name"]).lower().replace("-", " ")
         pictures.append(Picture(entry["image"], name, entry["category"], entry["subcategory"], file.read_bytes))
+    return pictures
+
+
+def listed(table: Path, concept_column: str = "concept") -> list[Picture]:
+    """Pictures of a CSV file with the columns `file` (relative to it), `caption` and `concept`.
+
+    The concept, or what stands in another column for it, becomes both category and sub-category.
+
+    Raises:
+        DatasetUnavailable: the table or a picture of it is not there, or a column or a value is missing.
+    """
+    columns = ("file", "caption", concept_column)
+    try:
+        with table.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except OSError as error:
+        raise DatasetUnavailable(f"{table} cannot be read: {error.strerror}") from error
+    pictures = []
+    for number, row in enumerate(rows, start=2):
+        name, caption, concept = ((row.get(column) or "").strip() for column in columns)
+        if not (name and caption and concept):
+            raise DatasetUnavailable(f"{table}, line {number}: {', '.join(columns)} must all be given")
+        file = table.parent / name
+        if not file.is_file():
+            raise DatasetUnavailable(f"{table}, line {number}: there is no file {file}")
+        pictures.append(Picture(name, caption, concept, concept, file.read_bytes))
     return pictures
 
 

@@ -47,8 +47,10 @@ class Quality:
     data_sha256: str
 
 
-def encode_pictures(settings: Settings, encoder: Encoder, pictures: Sequence[Picture]) -> FloatMatrix:
-    """Decode and encode pictures as an upload is: (n, d) float32, L2-normalised. Prints progress."""
+def encode_pictures(
+    settings: Settings, encoder: Encoder, pictures: Sequence[Picture], *, progress: bool = True
+) -> FloatMatrix:
+    """Decode and encode pictures as an upload is: (n, d) float32, L2-normalised. Prints progress unless told not to."""
     spec = encoder.description.preprocess
     rows = []
     for begin in range(0, len(pictures), _BATCH):
@@ -66,7 +68,7 @@ def encode_pictures(settings: Settings, encoder: Encoder, pictures: Sequence[Pic
             for picture in pictures[begin : begin + _BATCH]
         ]
         rows.append(encoder.encode_images(np.stack(squares)))
-        if begin % _PROGRESS_EVERY == 0:
+        if progress and begin % _PROGRESS_EVERY == 0:
             print(f"{begin}/{len(pictures)} pictures", flush=True)
     return np.concatenate(rows)
 
