@@ -280,12 +280,16 @@ class Reranker:
         deadline: float,
     ) -> None:
         """Put the inliers of the best hits into `run`, and those that are confirmed above every cosine."""
-        data = image if image is not None else await self._picture_of(collection, request.image_id or "")
         crop = request.crop
         region = None if crop is None else (crop.x, crop.y, crop.width, crop.height)
-        examined = list(order[: wanted.candidates])
-        asked = _known(run.points, examined)
-        run.inliers = await self._pictures.inliers(collection.spec.name, data, region, asked, deadline)
+        asked = _known(run.points, order[: wanted.candidates])
+        try:
+            async with asyncio.timeout_at(deadline):
+                data = image if image is not None else await self._picture_of(collection, request.image_id or "")
+        except TimeoutError:
+            _log.warning("query picture not fetched in time")
+        else:
+            run.inliers = await self._pictures.inliers(collection.spec.name, data, region, asked, deadline)
         run.without_picture += len(asked) - len(run.inliers)
         for index, count in run.inliers.items():
             run.relevance[index] = confirmed_relevance(run.relevance[index], count, wanted.min_inliers)
