@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +101,47 @@ def test_receipt_means_findable(system: RunningSystem) -> None:
     )
     assert answer["hits"][0]["id"] == "awaited"
     assert answer["freshness"]["applied_offsets"][str(receipt["partition"])] >= receipt["offset"]
+
+
+def test_under_load_every_reader_finds_what_it_uploaded(system: RunningSystem) -> None:
+    """Decision 4, with receipts of several partitions at once and many readers side by side."""
+    pictures = {f"loaded-{n}": new_picture(330 + n) for n in range(12)}
+
+    def upload_and_search(image_id: str) -> dict[str, int]:
+        data = pictures[image_id]
+        receipt: dict[str, int] = system.upload(data, wait="logged", id=image_id).json()["receipt"]
+        answer = eventually(lambda: _found_by(system, data, receipt), 90)
+        assert answer["hits"][0]["id"] == image_id
+        assert answer["freshness"]["applied_offsets"][str(receipt["partition"])] >= receipt["offset"]
+        return receipt
+
+    with ThreadPoolExecutor(6) as pool:
+        receipts = list(pool.map(upload_and_search, pictures))
+    assert len({receipt["partition"] for receipt in receipts}) > 1
+    answer = system.search(image_id="loaded-0", limit=1000, min_receipt=receipts)
+    assert set(pictures) <= {hit["id"] for hit in answer["hits"]}
+
+    def delays() -> float:
+        page = system.http.get("/metrics").text
+        counts = re.findall(r"^riverlens_upload_to_searchable_seconds_count\{.*\} (.*)$", page, re.M)
+        return sum(map(float, counts))
+
+    assert delays() >= len(pictures)
+    eventually(lambda: system.search(image_id="loaded-0")["freshness"]["staleness_s"] == 0.0, 30)
+
+
+def _found_by(system: RunningSystem, data: bytes, receipt: dict[str, int]) -> dict[str, Any] | None:
+    """The answer to a search that demands a receipt; None when its bounded wait was too short, which it says."""
+    response = system.http.post(
+        "/v1/collections/images/search",
+        files={"image": ("query.png", data)},
+        data={"limit": "1", "min_receipt": json.dumps([receipt])},
+    )
+    if response.status_code == 504:
+        assert response.json()["code"] == "not_searchable_in_time"
+        return None
+    assert response.status_code == 200, response.text
+    return dict(response.json())
 
 
 def test_a_rejected_reupload_leaves_the_good_picture(system: RunningSystem) -> None:

@@ -168,6 +168,43 @@ def test_a_broken_picture_is_rejected_with_its_reason_and_the_stream_goes_on(sys
     assert system.search_picture(whole, limit="1")["hits"][0]["id"] == "after-torn"
 
 
+def test_a_batch_answers_as_its_searches_alone(system: RunningSystem, indexed: dict[str, tuple[str, bytes]]) -> None:
+    some = list(indexed)[:3]
+    searches = [
+        {"text": "a bird", "limit": 3},
+        {"image_id": some[0], "limit": 1},
+        {"positive": [some[1], {"text": "a tree", "weight": 0.1}], "negative": [some[2]], "limit": 3, "ef_search": 200},
+        {"image_id": "nobody-knows"},
+    ]
+    response = system.http.post("/v1/collections/images/search/batch", json={"searches": searches})
+    assert response.status_code == 200, response.text
+    answers = response.json()["answers"]
+    assert answers[3]["code"] == "not_found"
+    for body, answer in zip(searches[:3], answers, strict=False):
+        alone = system.search(**body)
+        assert [hit["id"] for hit in answer["hits"]] == [hit["id"] for hit in alone["hits"]]
+    assert answers[1]["hits"][0]["id"] == some[0]
+    assert answers[2]["hits"][0]["id"] == some[1]
+
+
+def test_a_listing_shows_every_image_once(system: RunningSystem, indexed: dict[str, tuple[str, bytes]]) -> None:
+    seen: list[str] = []
+    cursor = None
+    while True:
+        parameters = {"limit": "7", "filter": '{"must_not": [{"key": "none", "match": {"value": 1}}]}'}
+        page = system.http.get(
+            "/v1/collections/images/images", params=parameters | ({"cursor": cursor} if cursor else {})
+        )
+        assert page.status_code == 200, page.text
+        seen += [image["id"] for image in page.json()["images"]]
+        cursor = page.json()["next_cursor"]
+        if cursor is None:
+            break
+    assert set(indexed) <= set(seen)
+    assert seen == sorted(set(seen), key=str.encode)
+    assert len(seen) == system.collection()["points"]
+
+
 def test_the_web_page_and_the_api_page_are_served(system: RunningSystem) -> None:
     page = system.http.get("/")
     assert page.status_code == 200
