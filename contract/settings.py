@@ -170,6 +170,9 @@ class Settings(BaseSettings):
     search_deadline_ms: int = Field(200, ge=1)
     """Deadline of the fan-out; a shard that misses it is counted as missing in the answer."""
 
+    encode_deadline_ms: int = Field(2000, ge=1)
+    """Longest wait of a text query for its encoder; then the lexical index answers it by its words."""
+
     search_limit_max: int = Field(1000, ge=1)
     """Largest `limit` plus `offset` of a search."""
 

@@ -20,6 +20,7 @@ from contract.telemetry import LogField
 from contract.topics import partition_of, shard_of_partition
 from serving.dependencies import Dependencies, Embedder, Shard
 from serving.fan_out import FanOut
+from serving.lexical import LexicalFanOut
 from serving.metrics import Metrics
 
 _log = structlog.get_logger()
@@ -38,6 +39,7 @@ class ServedCollection:
     spec: CollectionSpec
     shards: tuple[tuple[Shard, ...], ...]
     fan_out: FanOut
+    lexical: LexicalFanOut
     embedder: Embedder
 
     def partition(self, image_id: str) -> int:
@@ -145,7 +147,8 @@ class Catalog:
         shards = tuple(tuple(make(spec, shard, r) for r in range(spec.replicas)) for shard in range(spec.shards))
         deadline_s = self._dependencies.settings.search_deadline_ms / 1000
         fan_out = FanOut(shards, spec.fingerprint, deadline_s, metrics=self._metrics.fan_out(spec.name, spec.shards))
-        return ServedCollection(spec, shards, fan_out, self.embedder(spec.model))
+        lexical = LexicalFanOut(shards, deadline_s)
+        return ServedCollection(spec, shards, fan_out, lexical, self.embedder(spec.model))
 
     def _refresh_in_background(self) -> None:
         if self._running is None and self._clock() - self._refreshed_at >= REFRESH_S:

@@ -11,6 +11,7 @@ from actors.messages import (
     EmbedderStatus,
     EncoderDescription,
     FloatMatrix,
+    LexicalSearch,
     Pixels,
     PointState,
     ShardScan,
@@ -45,6 +46,9 @@ class Shard(Protocol):
 
     async def search(self, request: ShardSearch) -> ShardSearchResult:
         """One batched call."""
+
+    async def search_lexical(self, request: LexicalSearch) -> ShardSearchResult:
+        """One batched call to the lexical index."""
 
     async def fetch(self, image_ids: Sequence[str], with_vector: bool = False) -> list[PointState | None]:
         """What the shard knows of each id."""

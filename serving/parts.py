@@ -11,6 +11,7 @@ from contract.topics import check_collection_name
 from serving.catalog import Catalog, ServedCollection
 from serving.confidence import Calibrations
 from serving.dependencies import Dependencies
+from serving.fallback import Retrieval
 from serving.images import Images
 from serving.metrics import Metrics
 from serving.query import QueryEncoder
@@ -46,7 +47,7 @@ def assemble(dependencies: Dependencies) -> Parts:
         images=Images(settings, events, objects, dependencies.admin),
         searcher=Searcher(
             settings,
-            QueryEncoder(settings, objects, metrics),
+            Retrieval(settings, QueryEncoder(settings, objects, metrics), metrics),
             Reranker(settings, objects),
             metrics,
             Calibrations.load(settings.confidence_file),

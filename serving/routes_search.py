@@ -45,6 +45,7 @@ _SEARCH_BODY: dict[str, Any] = {
                         "min_receipt": {"type": "string", "description": "JSON: {partition, offset}, or a list"},
                         "with_payload": {"type": "boolean"},
                         "filter": {"type": "string", "description": "JSON: {must, should, must_not}"},
+                        "hybrid": {"type": "string", "description": "JSON: true, or {fusion, lexical_weight}"},
                         "rerank": {"type": "string", "description": "JSON: true, or the stages"},
                     },
                 }
@@ -71,6 +72,7 @@ async def post_search(collection: InCollection, request: Request, parts: InParts
             "crop": crop_field,
             "filter": json_field,
             "min_receipt": json_field,
+            "hybrid": json_field,
             "rerank": json_field,
         },
         list_fields=("positive", "negative"),
@@ -101,6 +103,9 @@ async def get_search(
     negative: Annotated[list[str] | None, Query(description="Ids of images that hits shall be unlike.")] = None,
     with_payload: bool = True,
     filter_json: Annotated[str | None, Query(alias="filter", description="JSON: {must, should, must_not}")] = None,
+    hybrid_json: Annotated[
+        str | None, Query(alias="hybrid", description="JSON: true, or {fusion, lexical_weight}")
+    ] = None,
     rerank_json: Annotated[str | None, Query(alias="rerank", description="JSON: true, or the stages")] = None,
 ) -> Response:
     """The same search as with POST."""
@@ -116,6 +121,7 @@ async def get_search(
         "negative": negative or [],
         "with_payload": with_payload,
         "filter": json_field(filter_json) if filter_json else None,
+        "hybrid": json_field(hybrid_json) if hybrid_json else None,
         "rerank": json_field(rerank_json) if rerank_json else None,
     }
     return await _answer(collection, validate(SearchRequest, fields), None, request, parts)

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from contract.events import Quantization, VectorType
 from serving.confidence import ConfidenceBody
+from serving.coverage import CoverageBody, FreshnessBody
+from serving.fusion import HybridSwitch
 from serving.rerank.request import RerankSwitch
 
 ImageId = Annotated[
@@ -168,6 +170,9 @@ class SearchRequest(Body):
         description="Only images whose payload satisfies it; docs/api.md has the grammar.",
         examples=[{"must": [{"key": "tags", "match": {"any": ["bird", "tree"]}}]}],
     )
+    hybrid: HybridSwitch = Field(
+        None, description="Search by vector and by words, and fuse the two rankings; `true` by reciprocal rank."
+    )
     rerank: RerankSwitch = Field(
         None, description="Stages of re-ranking; `true` collapses near-duplicates. docs/reranking.md explains each."
     )
@@ -190,31 +195,16 @@ class Hit(BaseModel):
     """One result."""
 
     id: str = Field(examples=["red-bird"])
-    score: float = Field(description="Cosine in -1…1; of a combined query, the weighted mean.", examples=[0.31])
+    score: float = Field(
+        description="Cosine in -1…1; of a combined query, the weighted mean; with `hybrid`, the fused score.",
+        examples=[0.31],
+    )
     payload: dict[str, Any] | None = Field(examples=[{"caption": "a red bird"}])
     rerank_score: float | None = Field(None, description="0…1; with `rerank`, hits stand by it unless diversified.")
     group: GroupBody | None = Field(None, description="With `rerank.dedupe`: the hits this one stands for.")
     inliers: int | None = Field(
         None, description="With `rerank.verify`: matches with the query picture that one homography explains."
     )
-
-
-class CoverageBody(BaseModel):
-    """How much of the collection was searched."""
-
-    shards_total: int = Field(examples=[4])
-    shards_answered: int = Field(examples=[4])
-    degraded: bool = Field(examples=[False])
-
-
-class FreshnessBody(BaseModel):
-    """Up to which event everything is searchable."""
-
-    applied_offsets: dict[str, int] = Field(
-        description="Per partition, the offset in `image-events` up to which all is searchable; -1: nothing yet.",
-        examples=[{"0": 1041, "1": 998, "2": 1003, "3": 1020}],
-    )
-    staleness_s: float = Field(description="Age of the oldest event that is not searchable yet.", examples=[0.0])
 
 
 class TookBody(BaseModel):
@@ -344,6 +334,9 @@ class ShardBody(BaseModel):
     quantization: str | None = Field(description="Of the graph in memory; null while there is none.")
     recall_at_10: float | None = Field(description="Mean over recent sampled searches; null before the first.")
     recall_samples: int
+    lexical_points: int | None = Field(
+        description="Points whose caption, tags or file name can be searched by words; null while their index is built."
+    )
 
 
 class EmbedderBody(BaseModel):

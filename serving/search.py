@@ -18,9 +18,10 @@ from contract.settings import Settings
 from contract.telemetry import LogField
 from serving.catalog import ServedCollection
 from serving.confidence import DEPTH, Calibration, Calibrations, Confidence, QueryKind, assess, query_kind, top_scores
-from serving.merge import merge
+from serving.coverage import Degraded
+from serving.fallback import Found, Retrieval, check_hybrid
+from serving.fusion import DEPTH as FUSION_DEPTH
 from serving.metrics import Metrics
-from serving.query import QueryEncoder
 from serving.request_line import note
 from serving.rerank.reranker import GroupOut, RerankedHit, Reranker, RerankOut
 from serving.schemas import ReceiptBody, SearchRequest
@@ -45,7 +46,7 @@ class CoverageOut(Struct):
 
     shards_total: int
     shards_answered: int
-    degraded: bool
+    degraded: Degraded
 
 
 class FreshnessOut(Struct):
@@ -113,16 +114,16 @@ def calibrated_kind(request: SearchRequest, image: bytes | None) -> QueryKind | 
 class PreparedSearch:
     """A search that was checked and encoded, and only needs the shards; times are of the searcher's clock, in seconds.
 
-    `vector` is (d,) float32; `cached` says whether every part that needed an encoder came from the cache, None where
-    none did; `receipts` are the least applied offsets per partition; `calibration` is that of this kind of query, None
-    without one.
+    `vector` is (d,) float32, None where the encoder does not answer and words do; `cached` says whether every part
+    that needed an encoder came from the cache, None where none did; `receipts` are the least applied offsets per
+    partition; `calibration` is that of this kind of query, None without one.
     """
 
     request: SearchRequest
     kind: str
     request_id: str
     image: bytes | None
-    vector: FloatMatrix
+    vector: FloatMatrix | None
     cached: bool | None
     query: ShardQuery
     receipts: dict[int, int]
@@ -137,14 +138,14 @@ class Searcher:
     def __init__(
         self,
         settings: Settings,
-        encoder: QueryEncoder,
+        retrieval: Retrieval,
         reranker: Reranker,
         metrics: Metrics,
         calibrations: Calibrations,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._settings = settings
-        self._encoder = encoder
+        self._retrieval = retrieval
         self._reranker = reranker
         self._metrics = metrics
         self._calibrations = calibrations
@@ -174,7 +175,7 @@ class Searcher:
 
         Raises:
             InvalidRequest: limits exceeded, no query, a filter that cannot be or names a field that is not
-                indexed.
+                indexed, a hybrid search without words.
             NotFound: an image id in the query that is not searchable.
             NotSearchableInTime: `min_receipt` was not reached in time; retryable.
             EmbedderUnavailable, ShardUnavailable: retryable.
@@ -182,22 +183,27 @@ class Searcher:
         started = self._clock()
         self._check(request)
         self._reranker.check(request, image)
+        check_hybrid(request)
         collection.check_complete()
         # Here and not in the shards, where the queries of others share its call.
         wanted = _filter_of(collection, request)
         receipts = await self._await_receipts(collection, request.receipts())
-        calibration = self._calibrations.of(collection.spec.fingerprint, calibrated_kind(request, image))
         encoding = self._clock()
-        encoded = await self._encoder.encode(collection, request, image)
+        encoded = await self._retrieval.encode(collection, request, image)
+        calibration = None
+        # Calibrated are the cosines of a ranking by vector.
+        if encoded is not None and request.hybrid is None:
+            calibration = self._calibrations.of(collection.spec.fingerprint, calibrated_kind(request, image))
+        depth = _depth(request, calibration) if request.hybrid is None else FUSION_DEPTH
         return PreparedSearch(
             request=request,
             kind=kind_of(request, image),
             request_id=request_id,
             image=image,
-            vector=np.asarray(encoded.vector, np.float32),
-            cached=encoded.cached,
+            vector=None if encoded is None else np.asarray(encoded.vector, np.float32),
+            cached=None if encoded is None else encoded.cached,
             query=ShardQuery(
-                k=max(self._reranker.candidates(collection, request), _depth(request, calibration)),
+                k=max(self._reranker.candidates(collection, request), depth),
                 exact=request.exact,
                 ef_search=request.ef_search,
                 filter=self._reranker.restrict(collection, wanted),
@@ -217,36 +223,37 @@ class Searcher:
         """
         request = prepared.request
         fanning_out = self._clock()
-        answer = await collection.fan_out.search(
+        found = await self._retrieval.find(
+            collection,
+            request,
+            prepared.image,
             prepared.vector,
             prepared.query,
+            fresh=bool(prepared.receipts),
             with_payload=self._reranker.needs_payload(request),
             request_id=prepared.request_id,
         )
-        _check_receipts(prepared.receipts, answer.freshness)
-        fanned_out = self._clock()
-        merged = merge(answer.candidates, limit=prepared.query.k, score_threshold=request.score_threshold)
+        _check_receipts(prepared.receipts, found.freshness)
         reranking = self._clock()
-        reranked = await self._reranker.rerank(collection, request, prepared.image, merged)
+        reranked = await self._reranker.rerank(collection, request, prepared.image, found.ranked)
         ended = self._clock()
         took = {
             "encode": prepared.encode_s,
-            "fan_out": fanned_out - fanning_out,
-            "merge": reranking - fanned_out,
+            "fan_out": reranking - fanning_out - found.merge_s,
+            "merge": found.merge_s,
             "rerank": ended - reranking,
         }
         per_stage = {f"rerank_{stage}": seconds for stage, seconds in reranked.stages_s.items()}
         for stage, seconds in (*took.items(), *per_stage.items(), ("total", ended - prepared.started)):
             self._metrics.search_stage.labels(stage).observe(seconds)
-        coverage = answer.coverage
-        self._metrics.searches.labels(prepared.kind, str(coverage.degraded).lower()).inc()
-        confidence = self._confidence(collection, prepared, answer.candidates, has_hits=bool(reranked.hits))
+        self._metrics.searches.labels(prepared.kind, str(found.degraded).lower()).inc()
+        confidence = self._confidence(collection, prepared, found, has_hits=bool(reranked.hits))
         return AnswerOut(
             hits=[_hit_out(hit, with_payload=request.with_payload) for hit in reranked.hits],
             no_confident_match=confidence.no_confident_match,
             confidence=confidence,
-            coverage=CoverageOut(coverage.shards_total, coverage.shards_answered, coverage.degraded),
-            freshness=FreshnessOut(answer.freshness.applied_offsets, answer.freshness.staleness_s),
+            coverage=CoverageOut(found.shards_total, found.shards_answered, found.degraded),
+            freshness=FreshnessOut(found.freshness.applied_offsets, found.freshness.staleness_s),
             took_ms=TookOut(
                 encode=_ms(took["encode"]),
                 fan_out=_ms(took["fan_out"]),
@@ -264,18 +271,21 @@ class Searcher:
         self,
         collection: ServedCollection,
         prepared: PreparedSearch,
-        candidates: Sequence[Sequence[Candidate]],
+        found: Found,
         *,
         has_hits: bool,
     ) -> Confidence:
         request, policy = prepared.request, self._reranker.policy
         scores: list[float] = []
-        if prepared.calibration is not None:
+        candidates: Sequence[Sequence[Candidate]] = found.per_shard
+        # Where words decided, there are no cosines to judge by.
+        calibration = prepared.calibration if candidates else None
+        if calibration is not None:
             if not policy.reaches_shards(collection.spec.filter_fields):
                 candidates = [[one for one in each if policy.allows(one.payload)] for each in candidates]
             scores = top_scores(candidates, () if request.image_id is None else (request.image_id,))
         threshold = self._settings.confidence_threshold
-        confidence = assess(scores, prepared.calibration, threshold, has_hits=has_hits)
+        confidence = assess(scores, calibration, threshold, has_hits=has_hits)
         self._metrics.confidence.labels(prepared.kind, confidence.reason or "confident").inc()
         return confidence
 

@@ -189,6 +189,7 @@ def _shard_fields(shard: int, replica: int, report: ShardReport) -> dict[str, ob
             "dead": 0,
             "store_bytes": 0,
             "recall_samples": 0,
+            "lexical_points": None,
         }
         offsets: dict[str, object] = {"applied_offsets": {}, "log_offsets": {}, "high_watermarks": {}}
         unknown = dict.fromkeys(
@@ -224,6 +225,7 @@ def _shard_fields(shard: int, replica: int, report: ShardReport) -> dict[str, ob
         "quantization": report.quantization,
         "recall_at_10": report.recall_at_10,
         "recall_samples": report.recall_samples,
+        "lexical_points": report.lexical_points,
     }
 
 

@@ -42,7 +42,8 @@ def print_hits(title: str, answer: SearchAnswer) -> None:
         table.add_row(str(rank), f"{hit.score:.3f}", hit.id, str(payload.get("caption", "")))
     console.print(table)
     coverage, took = answer.coverage, answer.took_ms
-    partial = " [bold yellow]partial answer[/]" if coverage.degraded else ""
+    lacking = "found by words only" if coverage.degraded == "metadata" else "partial answer"
+    partial = f" [bold yellow]{lacking}[/]" if coverage.degraded else ""
     console.print(
         f"[dim]{coverage.shards_answered} of {coverage.shards_total} shards{partial} · "
         f"staleness {answer.freshness.staleness_s:.1f} s · {took.total:.0f} ms "

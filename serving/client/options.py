@@ -56,6 +56,7 @@ class SearchOptions(TypedDict, total=False):
     min_receipt: Logged | Sequence[Logged] | None
     with_payload: bool
     filter: Mapping[str, Any] | None
+    hybrid: bool | Mapping[str, Any] | None
     rerank: bool | Mapping[str, Any] | None
     extra: Mapping[str, Any]
 

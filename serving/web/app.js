@@ -57,6 +57,7 @@ function show(answer) {
   at("hits").replaceChildren(...answer.hits.map(hitElement));
   const { coverage, freshness, took_ms: took } = answer;
   if (!answer.hits.length) notice("Nothing found.");
+  else if (coverage.degraded === "metadata") notice("Found by words in captions, tags and file names only.", true);
   else if (coverage.degraded) notice(`Partial answer: ${coverage.shards_answered} of ${coverage.shards_total} shards answered.`, true);
   else notice("");
   at("facts").textContent =

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from actors.embedding.preprocessing import decode, to_pixels
+from actors.lexical.words import words_of
 from actors.messages import (
     Candidate,
     EmbedderRole,
@@ -21,6 +22,7 @@ from actors.messages import (
     EncoderDescription,
     FloatMatrix,
     Freshness,
+    LexicalSearch,
     Pixels,
     PointState,
     PreprocessSpec,
@@ -117,6 +119,8 @@ class FakeShard:
         self.searches: list[ShardSearch] = []
         self.asked = asyncio.Event()
         self.down = False
+        self.vectorless = self.wordless = False
+        self.lexical_searches: list[LexicalSearch] = []
         self.state = "ready"
         self.gate: asyncio.Event | None = None
 
@@ -128,6 +132,8 @@ class FakeShard:
         self.searches.append(request)
         self.asked.set()
         self._check()
+        if self.vectorless:
+            raise ShardUnavailable(f"fake shard {self.shard} searches no vectors")
         if self.gate is not None:
             await self.gate.wait()
         if request.fingerprint != FINGERPRINT:
@@ -140,6 +146,28 @@ class FakeShard:
                 for p in live
                 if p.vector is not None
                 and (query.filter is None or matches(query.filter, msgspec.json.decode(p.payload or b"{}")))
+            ]
+            rows.append(tuple(sorted(found, key=lambda c: (-c.score, c.image_id))[: query.k]))
+        return ShardSearchResult(tuple(rows), Freshness(dict(self.applied), 0.0))
+
+    async def search_lexical(self, request: LexicalSearch) -> ShardSearchResult:
+        self.lexical_searches.append(request)
+        self._check()
+        if self.wordless:
+            raise ShardUnavailable(f"fake shard {self.shard} builds its lexical index")
+        rows = []
+        for query in request.queries:
+            asked = set(query.text.split())
+            scores = {
+                p.image_id: float(len(asked & set(words_of(p.payload, p.file_name).split())))
+                for p in self.points.values()
+                if p.state == "searchable"
+                and (query.filter is None or matches(query.filter, msgspec.json.decode(p.payload or b"{}")))
+            }
+            found = [
+                Candidate(image_id, score, self.points[image_id].payload if request.with_payload else None)
+                for image_id, score in scores.items()
+                if score > 0
             ]
             rows.append(tuple(sorted(found, key=lambda c: (-c.score, c.image_id))[: query.k]))
         return ShardSearchResult(tuple(rows), Freshness(dict(self.applied), 0.0))

@@ -229,13 +229,14 @@ async def test_with_no_shard_left_the_answer_is_a_retryable_problem(
     assert_problem(await http.post(SEARCH, json={"text": "red"}), 503, "shard_unavailable", retryable=True)
 
 
-async def test_an_embedder_that_is_down_is_retryable_but_cached_texts_still_work(
+async def test_an_embedder_that_is_down_is_retryable_for_pictures_but_cached_texts_still_work(
     http: httpx.AsyncClient, system: FakeSystem
 ) -> None:
     await search(http, text="red")
     system.embedders["fake", "query"].down = True
     assert ids(await search(http, text="red"))[0] == "red"
-    assert_problem(await http.post(SEARCH, json={"text": "blue"}), 503, "embedder_unavailable", retryable=True)
+    response = await http.post(SEARCH, files={"image": picture("blue")})
+    assert_problem(response, 503, "embedder_unavailable", retryable=True)
 
 
 async def test_min_receipt_waits_until_it_is_searchable(http: httpx.AsyncClient, system: FakeSystem) -> None:
