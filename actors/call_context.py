@@ -1,7 +1,7 @@
 """On whose behalf a process works: the ids of the requests, carried with every call to an actor.
 
 The caller binds them with `on_behalf_of`; the clients in `actors.handles` send them with each call; an
-actor's method binds what it was sent with `answering`, so they stand in every line it logs.
+actor's method binds what it was sent with `answering`; `add_request_ids` puts them into every line that is logged.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ def current_request_ids() -> tuple[str, ...]:
 @contextmanager
 def on_behalf_of(*request_ids: str) -> Iterator[None]:
     """Work for these requests, in this task and in those it starts; their ids stand in every log line."""
-    token = _request_ids.set(tuple(request_ids))
+    token = _request_ids.set(request_ids)
     try:
-        with structlog.contextvars.bound_contextvars(**_fields(request_ids)):
-            yield
+        yield
     finally:
         _request_ids.reset(token)
 
@@ -44,8 +43,11 @@ def answering(call: str, request_ids: Sequence[str]) -> Iterator[None]:
         _log.debug("call", **{LogField.CALL: call, LogField.DURATION_S: round(time.perf_counter() - started, 6)})
 
 
-def _fields(request_ids: Sequence[str]) -> dict[str, object]:
-    """One id as `request_id`, several as `request_ids`: both are found by searching for an id."""
+def add_request_ids(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+    """For structlog: one id as `request_id`, several as `request_ids`; both are found by searching for an id."""
+    request_ids = _request_ids.get()
     if len(request_ids) == 1:
-        return {LogField.REQUEST_ID: request_ids[0]}
-    return {LogField.REQUEST_IDS: list(request_ids)} if request_ids else {}
+        event.setdefault(LogField.REQUEST_ID, request_ids[0])
+    elif request_ids:
+        event.setdefault(LogField.REQUEST_IDS, list(request_ids))
+    return event

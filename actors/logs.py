@@ -7,6 +7,7 @@ import sys
 
 import structlog
 
+from actors.call_context import add_request_ids
 from contract.settings import Settings
 from contract.telemetry import LogField
 
@@ -28,6 +29,7 @@ def configure(settings: Settings, process: str, **fields: str) -> None:
     shared: list[structlog.types.Processor] = [
         named,
         structlog.contextvars.merge_contextvars,
+        add_request_ids,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,

@@ -23,6 +23,7 @@ import structlog
 from msgspec import Struct
 from PIL import Image
 
+from actors.call_context import on_behalf_of
 from actors.embedding.preprocessing import decode, to_pixels
 from actors.messages import EncoderDescription, FloatMatrix, Pixels, PreprocessSpec
 from contract.errors import (
@@ -269,8 +270,10 @@ class Pipeline:
     ) -> list[tuple[int, Outcome]]:
         """One call for all; if the encoder fails on them, one call each, so that only the guilty is rejected."""
         pixels = np.stack([picture.pixels for picture in pictures])
+        request_ids = dict.fromkeys(picture.upload.request_id for picture in pictures)
         try:
-            rows = await self._patiently(lambda: embedder.encode_images(pixels), spec)
+            with on_behalf_of(*(request_id for request_id in request_ids if request_id)):
+                rows = await self._patiently(lambda: embedder.encode_images(pixels), spec)
         except EncodingFailed as error:
             if len(pictures) == 1:
                 one = pictures[0]

@@ -36,7 +36,7 @@ def main() -> None:
         def describe(self) -> EncoderDescription:
             return described
 
-        def encode_images(self, pixels: Pixels) -> FloatMatrix:
+        def encode_images(self, pixels: Pixels, request_ids: tuple[str, ...] = ()) -> FloatMatrix:
             import numpy as np  # noqa: PLC0415
 
             colours = pixels.reshape(len(pixels), -1, 3).mean(axis=1) + 1.0

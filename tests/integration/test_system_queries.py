@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -170,7 +171,7 @@ def test_a_broken_picture_is_rejected_with_its_reason_and_the_stream_goes_on(sys
 
 def test_a_batch_answers_as_its_searches_alone(system: RunningSystem, indexed: dict[str, tuple[str, bytes]]) -> None:
     some = list(indexed)[:3]
-    searches = [
+    searches: list[dict[str, Any]] = [
         {"text": "a bird", "limit": 3},
         {"image_id": some[0], "limit": 1},
         {"positive": [some[1], {"text": "a tree", "weight": 0.1}], "negative": [some[2]], "limit": 3, "ef_search": 200},

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
+from actors.call_context import current_request_ids
 from actors.log.producer import OutgoingRecord
 from actors.messages import EncoderDescription, FloatMatrix, Pixels, PreprocessSpec
 from contract.errors import (
@@ -114,6 +115,7 @@ class FakeEmbedder:
         self.outages = 0
         self.poison: Callable[[Pixels], bool] = lambda _: False
         self.calls: list[int] = []
+        self.request_ids: list[tuple[str, ...]] = []
 
     async def describe(self) -> EncoderDescription:
         """The tiny encoder."""
@@ -122,6 +124,7 @@ class FakeEmbedder:
     async def encode_images(self, pixels: Pixels) -> FloatMatrix:
         """(n, 8, 8, 3) → (n, 4)."""
         self.calls.append(len(pixels))
+        self.request_ids.append(current_request_ids())
         for _ in range(len(pixels) % 3):
             await asyncio.sleep(0)
         if self.outages:

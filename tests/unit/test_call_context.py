@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-from actors.call_context import answering, current_request_ids, on_behalf_of
+from actors.call_context import add_request_ids, answering, current_request_ids, on_behalf_of
 from actors.handles import ShardClient
 
 
@@ -55,7 +55,7 @@ async def test_requests_that_run_side_by_side_keep_their_own_id() -> None:
             await asyncio.sleep(0)
             return current_request_ids()
 
-    assert await asyncio.gather(one("a"), one("b")) == [("a",), ("b",)]
+    assert list(await asyncio.gather(one("a"), one("b"))) == [("a",), ("b",)]
     assert current_request_ids() == ()
 
 
@@ -71,7 +71,7 @@ def test_lines_of_an_actor_call_bear_the_ids(request_ids: tuple[str, ...], field
         raise structlog.DropEvent
 
     before = structlog.get_config()
-    structlog.configure(processors=[structlog.contextvars.merge_contextvars, keep])
+    structlog.configure(processors=[add_request_ids, keep])
     try:
         with answering("search", request_ids):
             structlog.get_logger().warning("within")

@@ -176,7 +176,7 @@ async def test_a_replica_that_is_behind_never_answers_for_a_receipt(
         shard.applied[receipt["partition"]] = -1
         return True
 
-    shard.wait_applied = reached  # type: ignore[method-assign]
+    shard.wait_applied = reached  # type: ignore[method-assign,assignment]
     response = await http.post(SEARCH, json={"text": "red", "min_receipt": receipt})
     problem = assert_problem(response, 504, "not_searchable_in_time", retryable=True)
     assert "replica that catches up" in problem["detail"]
