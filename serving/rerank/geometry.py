@@ -27,7 +27,7 @@ _ITERATIONS = 2000
 _CONFIDENCE = 0.999
 # A homography that enlarges by more, mirrors or flattens is none that a camera or an editor makes.
 _LARGEST_ENLARGEMENT = 10.0
-# Inliers at which a confirmed picture is half way from the best cosine to the most any can score.
+# Inliers at which a confirmed picture is half way from 1 to the most any can score.
 _INLIERS_HALF = 30
 # Four matches fix a homography, so that fewer than this say nothing.
 _LEAST_MATCHES = 5
@@ -86,7 +86,7 @@ def inliers(query: Features, candidate: Features) -> int:
 
 
 def confirmed_relevance(relevance: float, count: int, min_inliers: int) -> float:
-    """Relevance after verification: with enough inliers above every cosine and rising with them, else as it was."""
+    """Relevance after verification: with enough inliers above 1 and rising with them, else as it was (at most 1)."""
     return relevance if count < min_inliers else 1.0 + count / (count + _INLIERS_HALF)
 
 

@@ -279,7 +279,7 @@ class Reranker:
         run: _Run,
         deadline: float,
     ) -> None:
-        """Put the inliers of the best hits into `run`, and those that are confirmed above every cosine."""
+        """Put the inliers of the best hits into `run`, and those that are confirmed above the others."""
         crop = request.crop
         region = None if crop is None else (crop.x, crop.y, crop.width, crop.height)
         asked = _known(run.points, order[: wanted.candidates])
@@ -291,6 +291,8 @@ class Reranker:
         else:
             run.inliers = await self._pictures.inliers(collection.spec.name, data, region, asked, deadline)
         run.without_picture += len(asked) - len(run.inliers)
+        # Scores are cosines, or what words or a fusion of both gave; confirmed hits stand above any of them.
+        run.relevance = [float(relevance) for relevance in normalised(run.relevance)]
         for index, count in run.inliers.items():
             run.relevance[index] = confirmed_relevance(run.relevance[index], count, wanted.min_inliers)
             run.verified += count >= wanted.min_inliers

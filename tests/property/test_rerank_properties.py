@@ -14,6 +14,7 @@ from contract.filters import Filter, Match, matches
 from serving.rerank.dedupe import Rule, cosines, representatives, undecided
 from serving.rerank.diversify import marginal_relevance
 from serving.rerank.fuse import descending, fused, normalised, popularity, recency
+from serving.rerank.geometry import confirmed_relevance
 from serving.rerank.policy import make_policy
 
 RULE = Rule(same_cosine=0.99, similar_cosine=0.9, hash_bits=10)
@@ -105,6 +106,19 @@ def test_a_fused_score_stays_within_0_and_1_and_rises_with_each_signal(
     order = descending(scores)
     assert sorted(order) == list(range(len(hits)))
     assert all(scores[a] > scores[b] or (scores[a] == scores[b] and a < b) for a, b in itertools.pairwise(order))
+
+
+@given(unit, unit, st.integers(0, 1000), st.integers(0, 1000), st.integers(4, 100))
+def test_a_confirmed_hit_stands_above_all_others_and_rises_with_its_inliers(
+    one: float, other: float, few: int, many: int, least: int
+) -> None:
+    few, many = sorted((few, many))
+    if few < least:
+        assert confirmed_relevance(one, few, least) == one
+    if few < least <= many:
+        assert confirmed_relevance(one, few, least) < confirmed_relevance(other, many, least)
+    if least <= few < many:
+        assert confirmed_relevance(one, few, least) < confirmed_relevance(other, many, least)
 
 
 def test_recency_halves_with_every_half_life() -> None:
