@@ -220,6 +220,20 @@ async def test_what_is_blocked_is_never_returned_and_the_page_is_full(
     assert ("rerank" in answer) == ("rerank" in body)
 
 
+@pytest.mark.parametrize("collection", ["images", "narrow"])
+async def test_what_is_blocked_is_not_found_by_its_words_either(
+    guarded: tuple[httpx.AsyncClient, FakeSystem], collection: str
+) -> None:
+    http, system = guarded
+    body = {"text": "red", "limit": 12}
+    hybrid = (await http.post(f"/v1/collections/{collection}/search", json={**body, "hybrid": True})).json()
+    system.embedder("fake", "query", 1).down = True
+    words = (await http.post(f"/v1/collections/{collection}/search", json={**body, "text": "red ada"})).json()
+    assert words["coverage"]["degraded"] == "metadata"
+    for answer in (hybrid, words):
+        assert {hit["id"] for hit in answer["hits"]} == {f"red-{number}" for number in range(0, 12, 2)}
+
+
 async def test_the_shards_leave_out_what_is_blocked(guarded: tuple[httpx.AsyncClient, FakeSystem]) -> None:
     http, system = guarded
     await search(http, text="red", limit=3)
