@@ -10,7 +10,7 @@ from rich.console import Console
 
 from benchmarks.result_file import Result, write
 from contract.settings import load_settings
-from evaluation.calibrate import SEED, SHIPPED, Calibrated, calibrate, figure, spread, table
+from evaluation.calibrate import SEED, SHIPPED, Calibrated, calibrate, figure, spread, tables
 
 _FLAGS: Final = {
     "flag": "flag",
@@ -42,8 +42,8 @@ _OF_A_KIND: Final = {
 def results(calibrated: Calibrated, threshold: float) -> list[Result]:
     """Figures of the result file; `_sd` is the standard deviation over other divisions of the concepts.
 
-    `precision` and `recall` are for queries that have no right answer in the collection. `samples` are the pictures
-    of the repository, which come from another source than those that were fitted on.
+    `precision` and `recall` are for queries that have no right answer in the collection. `text_captions`, `text_broad`
+    (the name of a category) and `text_samples` (pictures of another source) look closer at `text`.
     """
     found = [Result("threshold", threshold, "1"), Result("other_divisions", len(calibrated.others), "1")]
     paths = _OF_A_KIND | {
@@ -59,9 +59,9 @@ def results(calibrated: Calibrated, threshold: float) -> list[Result]:
                 found.append(Result(f"{measured.kind}_{name}", round(value, 4), "1"))
             if deviation > 0:
                 found.append(Result(f"{measured.kind}_{name}_sd", round(deviation, 4), "1"))
-    if calibrated.samples is not None:
-        for path, name in paths.items():
-            found.append(Result(f"samples_text_{name}", round(figure(calibrated.samples, path), 4), "1"))
+    for part, measured in calibrated.parts.items():
+        values = {name: figure(measured, path) for path, name in paths.items()}
+        found += [Result(f"text_{part}_{n}", round(v, 4), "1") for n, v in values.items() if not math.isnan(v)]
     return found
 
 
@@ -70,7 +70,7 @@ def main() -> None:
     started_at = datetime.now(UTC)
     settings = load_settings()
     calibrated = calibrate(settings, SHIPPED[0])
-    Console().print(table(calibrated, settings.confidence_threshold))
+    Console().print(tables(calibrated, settings.confidence_threshold))
     found = results(calibrated, settings.confidence_threshold)
     print(write("confidence", found, SEED, calibrated.data_sha256, started_at))
 

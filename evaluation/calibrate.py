@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 import numpy as np
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
 from actors.embedding.encoder import Encoder
@@ -24,7 +24,7 @@ from contract.settings import Settings, load_settings
 from evaluation.cached_vectors import picture_vectors
 from evaluation.calibration import ROUNDS, Measured, best_cut_off, fit, measure, trials_of
 from evaluation.confidence_curve import draw_curves
-from evaluation.confidence_trials import Corpus, draw, halves
+from evaluation.confidence_trials import Corpus, draw, halves, name_of
 from evaluation.datasets import Picture, content_sha256, listed, tuxpaint
 from serving.confidence import PACKAGED, Calibration, CalibrationFile, decode_file
 
@@ -33,6 +33,32 @@ SEED: Final = 0
 SPLITS: Final = 10
 
 _COUNTS: Final = frozenset({"queries", "without_answer"})
+_FLAGS: Final = (
+    ("flag", "flag"),
+    ("one flat cut-off", "one_cut_off"),
+    ("own flat cut-off", "own_cut_off"),
+    ("same recall", "equal_recall"),
+)
+_ROWS: Final = (
+    ("queries", "queries"),
+    ("  without answer", "without_answer"),
+    ("first hit right", "right_share"),
+    ("Brier score", "brier"),
+    ("  best score alone", "brier_top_score"),
+    ("  base rate", "brier_constant"),
+    ("ECE", "ece"),
+    ("AUC", "auc"),
+    ("  best score alone", "auc_top_score"),
+    *(
+        row
+        for title, flag in _FLAGS
+        for row in (
+            (f"{title}: precision", f"{flag}.precision"),
+            ("  recall", f"{flag}.recall"),
+            ("  right hits flagged", f"{flag}.right_flagged"),
+        )
+    ),
+)
 _ROOT: Final = Path(__file__).parent.parent
 _SHIPPED_FILE: Final = _ROOT / "serving" / PACKAGED
 _SAMPLES: Final = _ROOT / "samples" / "captions.csv"
@@ -43,15 +69,16 @@ _SHIPPED_CURVE: Final = _ROOT / "docs" / "confidence.png"
 class Calibrated:
     """One encoder: its calibrations and what they do on the held-out half, per kind of query.
 
-    `others` are the same measures for SPLITS further divisions of the concepts, each fitted anew. `samples` is
-    what the calibration of words does on the pictures of the repository, which come from another source.
+    `others` are the same measures for SPLITS further divisions of the concepts, each fitted anew. `parts` look
+    closer at the calibration of words, by name: `captions` and `broad` queries apart, and `samples`, the
+    pictures of the repository, which come from another source.
     """
 
     encoder: EncoderDescription
     calibrations: tuple[Calibration, ...]
     measured: tuple[Measured, ...]
     others: tuple[tuple[Measured, ...], ...]
-    samples: Measured | None
+    parts: dict[str, Measured]
     data_sha256: str
 
 
@@ -70,25 +97,36 @@ def calibrate(settings: Settings, model: str, pictures_csv: Path | None = None, 
     corpus = _corpus(settings, encoder, name, pictures)
     calibrations, measured = split(settings, description, corpus, data, SEED)
     others = tuple(split(settings, description, corpus, data, SEED + 1 + number)[1] for number in range(splits))
-    samples = None
-    if pictures_csv is None:
-        elsewhere = _corpus(settings, encoder, "samples", listed(_SAMPLES, "tags"))
-        samples = transfer(settings, calibrations[0], corpus, elsewhere)
-    return Calibrated(description, calibrations, measured, others, samples, data)
+    elsewhere = None if pictures_csv else _corpus(settings, encoder, "samples", listed(_SAMPLES, "tags"))
+    parts = parts_of(settings, calibrations[0], corpus, elsewhere)
+    return Calibrated(description, calibrations, measured, others, parts, data)
 
 
-def transfer(settings: Settings, calibration: Calibration, fitted_on: Corpus, elsewhere: Corpus) -> Measured:
-    """What a calibration that was fitted on one corpus does on the whole of another."""
-    fit_half, _ = halves(fitted_on.pictures, SEED)
-    fitted = draw(fitted_on, fit_half, calibration.kind, ROUNDS, SEED)
-    everything = np.arange(len(elsewhere.pictures))
-    held_out = draw(elsewhere, everything, calibration.kind, ROUNDS, SEED + 1)
-    return measure(calibration, fitted, held_out, settings.confidence_threshold, best_cut_off(fitted))
+def parts_of(
+    settings: Settings, of_words: Calibration, corpus: Corpus, elsewhere: Corpus | None
+) -> dict[str, Measured]:
+    """What the calibration of words does on sorts of held-out queries, and on the whole of another corpus."""
+    fit_half, held_out_half = halves(corpus.pictures, SEED)
+    trials = trials_of(corpus, fit_half, held_out_half, SEED)
+    fitted, held_out = trials["text"]
+    queries = {
+        "captions": [trial for trial in held_out if not trial.broad],
+        "broad": [trial for trial in held_out if trial.broad],
+    }
+    if elsewhere is not None:
+        queries["samples"] = draw(elsewhere, np.arange(len(elsewhere.pictures)), "text", ROUNDS, SEED + 1)
+    one_cut_off = best_cut_off([*fitted, *trials["image"][0]])
+    return {
+        name: measure(of_words, fitted, of_name, settings.confidence_threshold, one_cut_off)
+        for name, of_name in queries.items()
+    }
 
 
 def _corpus(settings: Settings, encoder: Encoder, name: str, pictures: Sequence[Picture]) -> Corpus:
     images = picture_vectors(settings, encoder, name, pictures)
-    return Corpus(pictures, images, encoder.encode_texts([picture.caption for picture in pictures]))
+    captions = encoder.encode_texts([picture.caption for picture in pictures])
+    names = encoder.encode_texts([name_of(picture.sub_category) for picture in pictures])
+    return Corpus(pictures, images, captions, names)
 
 
 def split(
@@ -107,43 +145,31 @@ def split(
     return tuple(calibrations), tuple(measured)
 
 
-def table(calibrated: Calibrated, threshold: float) -> Table:
-    """The held-out figures, a column per kind of query; behind ± the standard deviation over other divisions."""
-    title = f"{calibrated.encoder.model} ({calibrated.encoder.fingerprint}), flagged below {threshold:g}"
-    caption = "Precision and recall are for queries without a right answer; ± is over other divisions of the concepts."
-    result = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+def tables(calibrated: Calibrated, threshold: float) -> Group:
+    """The held-out figures per kind of query and per sort of words; ± is the spread over other divisions."""
+    encoder = calibrated.encoder
+    kinds: dict[str, list[str]] = {
+        measured.kind: [_cell(calibrated, column, path) for _, path in _ROWS]
+        for column, measured in enumerate(calibrated.measured)
+    }
+    parts = {
+        f"text: {name}": [_plain(figure(part, path), path) for _, path in _ROWS]
+        for name, part in calibrated.parts.items()
+    }
+    return Group(
+        _table(f"{encoder.model} ({encoder.fingerprint}), flagged below {threshold:g}", kinds),
+        _table("words, looked at closer", parts),
+        "Precision and recall are for queries without a right answer; ± is over other divisions of the concepts.",
+    )
+
+
+def _table(title: str, columns: dict[str, list[str]]) -> Table:
+    result = Table(title=title, title_justify="left")
     result.add_column("held-out queries")
-    for measured in calibrated.measured:
-        result.add_column(measured.kind, justify="right")
-    if calibrated.samples is not None:
-        result.add_column("samples", justify="right")
-    rows: list[tuple[str, str]] = [
-        ("queries", "queries"),
-        ("  without right answer", "without_answer"),
-        ("first hit right", "right_share"),
-        ("Brier score", "brier"),
-        ("  best score alone", "brier_top_score"),
-        ("  base rate", "brier_constant"),
-        ("ECE", "ece"),
-        ("AUC, right over wrong", "auc"),
-        ("  best score alone", "auc_top_score"),
-    ]
-    for title, prefix in (
-        ("flag", "flag"),
-        ("one flat cut-off", "one_cut_off"),
-        ("own flat cut-off", "own_cut_off"),
-        ("same recall, flat", "equal_recall"),
-    ):
-        rows += [
-            (f"{title}: precision", f"{prefix}.precision"),
-            ("  recall", f"{prefix}.recall"),
-            ("  right hits flagged", f"{prefix}.right_flagged"),
-        ]
-    for label, path in rows:
-        cells = [_cell(calibrated, column, path) for column in range(len(calibrated.measured))]
-        if calibrated.samples is not None:
-            cells.append(_plain(figure(calibrated.samples, path), path))
-        result.add_row(label, *cells)
+    for name in columns:
+        result.add_column(name, justify="right")
+    for row, (label, _) in enumerate(_ROWS):
+        result.add_row(label, *(cells[row] for cells in columns.values()))
     return result
 
 
@@ -198,7 +224,7 @@ def main() -> None:
     console = Console()
     calibrated = [calibrate(settings, model, given.pictures) for model in ([given.model] if given.model else SHIPPED)]
     for each in calibrated:
-        console.print(table(each, settings.confidence_threshold))
+        console.print(tables(each, settings.confidence_threshold))
     target: Path = given.out or _SHIPPED_FILE
     write_calibrations(target, [calibration for each in calibrated for calibration in each.calibrations])
     curve = target.with_suffix(".png") if given.out else _SHIPPED_CURVE

@@ -6,6 +6,7 @@ collections of one half never hold a picture or a caption of the other.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -24,17 +25,19 @@ Flags = npt.NDArray[np.bool_]
 
 CONCEPTS_MIN: Final = 4
 """With fewer concepts in a collection, hardly anything is left beside the one that is asked for."""
+_BROAD_SHARE: Final = 0.5
 _FEWEST: Final = 3
 """Pictures of the smallest drawn collection: what a narrow filter leaves over."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Pictures with their vectors, and the vectors of their captions; (n, d) float32 each."""
+    """Pictures with the vectors of them, of their captions and of their concepts' names; (n, d) float32 each."""
 
     pictures: Sequence[Picture]
     images: FloatMatrix
     texts: FloatMatrix
+    names: FloatMatrix
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,14 @@ class Trial:
 
     `scores` are those of the answer, best first, at most DEPTH; `right` tells whether the first hit
     is right, `answerable` whether the collection holds a right answer, `relatives` whether it holds
-    pictures of the query's concept.
+    pictures of the query's concept, `broad` whether the query was a concept's name.
     """
 
     scores: tuple[float, ...]
     right: bool
     answerable: bool
     relatives: bool
+    broad: bool = False
 
 
 def halves(pictures: Sequence[Picture], seed: int) -> tuple[Indexes, Indexes]:
@@ -77,7 +81,8 @@ def draw(corpus: Corpus, half: Indexes, kind: QueryKind, rounds: int, seed: int)
     """Trials of one kind of query within one half, half of them without a right answer where that is possible.
 
     * `text`: a caption. Right is a picture whose caption has all its words. Without an answer, either
-      these pictures alone are left out (their relatives stay), or all pictures of the concept.
+      these pictures alone are left out (their relatives stay), or all pictures of the concept. After every
+      second caption comes the name of its concept, a query that many pictures answer: all of the concept.
     * `image`: a picture that is not in the collection. Right is a picture of its concept.
     * `mixed`: such a picture and its caption; either weighs up to MIXED_RATIO_MAX times the other. Right is a
       picture of its concept.
@@ -86,7 +91,7 @@ def draw(corpus: Corpus, half: Indexes, kind: QueryKind, rounds: int, seed: int)
     size, as a filter or a small collection leaves it.
     """
     generator = np.random.default_rng(seed)
-    images, texts = corpus.images[half], corpus.texts[half]
+    images, texts, names = corpus.images[half], corpus.texts[half], corpus.names[half]
     concepts = np.array([corpus.pictures[index].sub_category for index in half])
     same_concept = concepts[:, None] == concepts[None, :]
     words = [_words(corpus.pictures[index]) for index in half]
@@ -101,6 +106,11 @@ def draw(corpus: Corpus, half: Indexes, kind: QueryKind, rounds: int, seed: int)
                 scores, relevant = images @ texts[query], all_words[query]
                 without = relevant if generator.random() < 0.5 else relevant | concept
                 left_out = [nothing, without]
+                if generator.random() < _BROAD_SHARE:
+                    of_concept = images @ names[query]
+                    trials += [
+                        _trial(of_concept, concept, concept, e, generator, broad=True) for e in (nothing, concept)
+                    ]
             else:
                 vector = images[query]
                 if kind == "mixed":
@@ -113,7 +123,13 @@ def draw(corpus: Corpus, half: Indexes, kind: QueryKind, rounds: int, seed: int)
 
 
 def _trial(
-    scores: FloatMatrix, relevant: Flags, concept: Flags, left_out: Flags, generator: np.random.Generator
+    scores: FloatMatrix,
+    relevant: Flags,
+    concept: Flags,
+    left_out: Flags,
+    generator: np.random.Generator,
+    *,
+    broad: bool = False,
 ) -> Trial:
     there = ~left_out
     if generator.random() < 0.5:
@@ -130,7 +146,13 @@ def _trial(
         right=bool(relevant[best[0]]),
         answerable=bool((relevant & there).any()),
         relatives=bool((concept & there).any()),
+        broad=broad,
     )
+
+
+def name_of(concept: str) -> str:
+    """The words for a concept that stands as a path or a list: `animals/mammals/sea_lions` → `sea lions`."""
+    return re.split("[/;]", concept)[-1].replace("_", " ")
 
 
 def _words(picture: Picture) -> frozenset[str]:

@@ -9,16 +9,17 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from actors.embedding.image_tower import OFFLINE_PREPROCESS
 from actors.messages import EncoderDescription, FloatMatrix, Pixels
 from benchmarks.confidence import results
 from contract.settings import Settings
 from evaluation.cached_vectors import picture_vectors
-from evaluation.calibrate import Calibrated, split, table, transfer, write_calibrations
+from evaluation.calibrate import Calibrated, parts_of, split, tables, write_calibrations
 from evaluation.calibration import KINDS, auc, best_cut_off, curve_of, fit, flagged, logistic, measure, trials_of
 from evaluation.confidence_curve import draw_curves
-from evaluation.confidence_trials import Corpus, Trial, draw, halves
+from evaluation.confidence_trials import Corpus, Trial, draw, halves, name_of
 from evaluation.datasets import Picture, listed
 from evaluation.packages import DatasetUnavailable
 from serving.confidence import DEPTH, Calibration, Weights, decode_file
@@ -40,16 +41,22 @@ def corpus() -> Corpus:
     motifs = np.repeat(generator.normal(size=(CONCEPTS * EACH // 2, 32)), 2, axis=0)
     images = centres + 0.6 * motifs + 0.3 * generator.normal(size=centres.shape)
     texts = centres + 0.6 * motifs + 0.9 * generator.normal(size=centres.shape)
-    unit = [(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in (images, texts)]
+    unit = [
+        (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32) for rows in (images, texts, centres)
+    ]
     return Corpus([picture(number) for number in range(CONCEPTS * EACH)], *unit)
+
+
+def has(trials: list[Trial], *, broad: bool) -> list[Trial]:
+    return [trial for trial in trials if trial.broad == broad]
 
 
 @pytest.fixture(scope="module")
 def calibrated(corpus: Corpus) -> Calibrated:
     settings = Settings()
     first, *others = (split(settings, ENCODER, corpus, "00", seed) for seed in range(3))
-    elsewhere = transfer(settings, first[0][0], corpus, corpus)
-    return Calibrated(ENCODER, *first, tuple(measured for _, measured in others), elsewhere, "00")
+    parts = parts_of(settings, first[0][0], corpus, corpus)
+    return Calibrated(ENCODER, *first, tuple(measured for _, measured in others), parts, "00")
 
 
 def trial(top: float, *, right: bool, answerable: bool = True, relatives: bool = True) -> Trial:
@@ -74,7 +81,8 @@ def test_too_few_concepts_are_refused() -> None:
 def test_trials_have_an_answer_exactly_where_it_was_left_in(corpus: Corpus, kind: str) -> None:
     half, _ = halves(corpus.pictures, 0)
     trials = draw(corpus, half, kind, 2, 0)  # type: ignore[arg-type]
-    assert len(trials) == 2 * 2 * len(half)
+    assert len(has(trials, broad=False)) == 2 * 2 * len(half)
+    assert bool(has(trials, broad=True)) == (kind == "text")
     assert sum(trial.answerable for trial in trials) == len(trials) / 2
     for each in trials:
         assert 1 <= len(each.scores) <= DEPTH
@@ -83,13 +91,17 @@ def test_trials_have_an_answer_exactly_where_it_was_left_in(corpus: Corpus, kind
         assert each.relatives or not each.answerable
     assert trials == draw(corpus, half, kind, 2, 0)  # type: ignore[arg-type]
     without = [each for each in trials if not each.answerable]
-    # For words, half of the queries without an answer still have relatives in the collection.
+    # For captions, half of the queries without an answer still have relatives in the collection.
     assert any(each.relatives for each in without) == (kind == "text")
 
 
 def test_a_picture_is_never_its_own_answer(corpus: Corpus) -> None:
     half, _ = halves(corpus.pictures, 0)
     assert max(each.scores[0] for each in draw(corpus, half, "image", 2, 0)) < 0.9999
+
+
+def test_names_of_concepts() -> None:
+    assert [name_of(c) for c in ("food", "animals/sea_lions", "clothing;hats")] == ["food", "sea lions", "hats"]
 
 
 def test_the_logistic_model_finds_what_made_the_data() -> None:
@@ -145,7 +157,10 @@ def test_a_calibration_holds_on_concepts_it_never_saw(calibrated: Calibrated) ->
 
 
 def test_the_figures_stand_in_the_table_and_in_the_result_file(calibrated: Calibrated) -> None:
-    assert [column.header for column in table(calibrated, 0.3).columns][1:] == [*KINDS, "samples"]
+    console = Console(width=100, record=True)
+    console.print(tables(calibrated, 0.3))
+    printed = console.export_text()
+    assert all(name in printed for name in (*KINDS, "text: captions", "text: broad", "text: samples"))
     values = {result.name: result.value for result in results(calibrated, 0.3)}
     text = calibrated.measured[0]
     assert values["threshold"] == 0.3
@@ -153,7 +168,8 @@ def test_the_figures_stand_in_the_table_and_in_the_result_file(calibrated: Calib
     assert values["text_one_flat_cut_off_recall"] == pytest.approx(text.one_cut_off.recall, abs=1e-4)
     assert values["text_brier"] == pytest.approx(text.brier, abs=1e-4)
     assert "image_flag_recall_with_relatives" not in values
-    assert values["samples_text_queries"] == 8 * 2 * CONCEPTS * EACH
+    assert values["text_captions_queries"] + values["text_broad_queries"] == values["text_queries"]
+    assert values["text_samples_queries"] > values["text_queries"]
     assert all(math.isfinite(value) for value in values.values())
 
 
