@@ -32,7 +32,7 @@ _REFRESH_BY_SEARCH_MAX = 1024
 _CHUNK = 1024
 _PROGRESS_EVERY_S = 5.0
 # How far a search whose filter lets little through goes down its matches.
-EXAMINED_MAX = 20_000
+EXAMINED_MAX = 10_000
 
 
 class Points(Protocol):

@@ -110,6 +110,7 @@ def search(
     payload_filter: Annotated[
         str | None, typer.Option("--filter", metavar="JSON", help="Only images whose payload satisfies it.")
     ] = None,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Search captions, tags and file names as well.")] = False,
     url: UrlOption = None,
     collection: CollectionOption = None,
     as_json: JsonOption = False,
@@ -129,6 +130,7 @@ def search(
             crop=parse_crop(crop),
             limit=limit,
             filter=wanted,
+            hybrid=hybrid or None,
         )
     if as_json:
         console.print_json(json.dumps(answer.raw))

@@ -66,6 +66,7 @@ class RunningSystem:
             "RIVERLENS_HTTP_PORT": str(self.port),
             # The tests ask what is found; the deadlines have tests of their own.
             "RIVERLENS_SEARCH_DEADLINE_MS": "5000",
+            "RIVERLENS_ENCODE_DEADLINE_MS": "5000",
             "RIVERLENS_RERANK_DEADLINE_MS": "30000",
             **(settings or {}),
         }

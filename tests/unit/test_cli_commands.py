@@ -85,8 +85,10 @@ class FakeHandler(BaseHTTPRequestHandler):
         elif self.command == "POST":
             hit = {"id": "a", "score": 0.5, "payload": {"caption": "a cat"}}
             took = dict.fromkeys(("encode", "fan_out", "merge", "rerank", "total"), 1.0)
-            coverage = {"shards_total": 4, "shards_answered": 3, "degraded": True}
+            coverage: dict[str, Any] = {"shards_total": 4, "shards_answered": 3, "degraded": True}
             fresh = {"applied_offsets": {"0": 1}, "staleness_s": 0.0}
+            if b'"hybrid"' in body:
+                coverage["degraded"] = "metadata"
             answer = {"hits": [hit], "coverage": coverage, "freshness": fresh, "took_ms": took, "model": "tiny"}
             self._answer(200, answer)
         elif self.path.startswith("/v1/collections/images/images/"):
@@ -199,6 +201,13 @@ def test_search_prints_hits_and_that_the_answer_is_partial(server: FakeServer) -
     assert "partial answer" in result.output
     as_json = CliRunner().invoke(app, ["search", "a cat", "--url", server.url, "--json"])
     assert json.loads(as_json.output)["hits"][0]["id"] == "a"
+
+
+def test_search_by_words_too_and_what_is_said_of_words_alone(server: FakeServer) -> None:
+    result = CliRunner().invoke(app, ["search", "a cat", "--hybrid", "--url", server.url], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert json.loads(server.bodies[-1])["hybrid"] is True
+    assert "found by words only" in result.output
 
 
 def test_search_sends_its_filter(server: FakeServer, tmp_path: Path) -> None:
