@@ -41,6 +41,10 @@ def print_hits(title: str, answer: SearchAnswer) -> None:
         payload = hit.payload or {}
         table.add_row(str(rank), f"{hit.score:.3f}", hit.id, str(payload.get("caption", "")))
     console.print(table)
+    if answer.hits and answer.no_confident_match:
+        probability = answer.confidence.probability if answer.confidence else None
+        chance = "" if probability is None else f": the best hit is right with a probability of {probability:.0%}"
+        console.print(f"[bold yellow]No confident match[/]{chance}", highlight=False)
     coverage, took = answer.coverage, answer.took_ms
     lacking = "found by words only" if coverage.degraded == "metadata" else "partial answer"
     partial = f" [bold yellow]{lacking}[/]" if coverage.degraded else ""

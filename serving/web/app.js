@@ -59,6 +59,7 @@ function show(answer) {
   if (!answer.hits.length) notice("Nothing found.");
   else if (coverage.degraded === "metadata") notice("Found by words in captions, tags and file names only.", true);
   else if (coverage.degraded) notice(`Partial answer: ${coverage.shards_answered} of ${coverage.shards_total} shards answered.`, true);
+  else if (answer.no_confident_match) notice("No confident match: these are the nearest pictures, but probably not what you asked for.");
   else notice("");
   at("facts").textContent =
     `${answer.hits.length} hits in ${took.total.toFixed(0)} ms · ${coverage.shards_answered} of ${coverage.shards_total} shards · ` +
