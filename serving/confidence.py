@@ -161,14 +161,15 @@ def query_kind(text_weight: float | None, picture_weight: float | None, *, other
 
 
 def top_scores(per_shard: Iterable[Sequence[Candidate]], without: Collection[str] = ()) -> list[float]:
-    """The best DEPTH scores over all shards, best first.
+    """The best DEPTH scores over all shards, whose candidates are best first; so is the result.
 
     They do not depend on limit, offset or threshold of the request. An image that two shards return counts once;
     `without` names indexed images that are the query itself and would always find themselves.
     """
     best: dict[str, float] = {}
     for candidates in per_shard:
-        for candidate in candidates:
+        # Deeper in a shard's list, DEPTH of its own are better.
+        for candidate in candidates[: DEPTH + len(without)]:
             image_id, score = candidate.image_id, candidate.score
             if image_id not in without and score > best.get(image_id, -math.inf):
                 best[image_id] = score
