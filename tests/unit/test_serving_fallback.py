@@ -287,3 +287,13 @@ async def test_a_caller_that_goes_away_leaves_the_others_alone() -> None:
     tasks[0].cancel()
     shard.gate.set()
     assert (await tasks[1]).candidates[0][0].image_id == "0-b"
+
+
+async def test_searches_of_one_request_fall_back_each_for_itself(http: httpx.AsyncClient, system: FakeSystem) -> None:
+    await search(http, text="red", limit=1)
+    embedder(system).down = True
+    searches = [{"text": "red", "limit": 1}, {"text": "frog"}, {"text": "boat", "hybrid": True}]
+    response = await http.post(f"{SEARCH}/batch", json={"searches": searches})
+    answers = response.json()["answers"]
+    assert [ids(answer) for answer in answers] == [["red"], ["green"], ["blue"]]
+    assert [answer["coverage"]["degraded"] for answer in answers] == [False, "metadata", "metadata"]
