@@ -58,7 +58,7 @@ _RECALL_PAUSE_S = 0.5
 _RECALL_LOAD = 0.02
 # Threads that wait for Python's lock ask for it after this long: a search is then held up by less
 # than its own length when records are being applied.
-_SWITCH_S = 0.0005
+_SWITCH_S = 0.0001
 
 Answer = TypeVar("Answer")
 

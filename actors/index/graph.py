@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from actors.index.codes import Codec
-from actors.index.growing import Numbers, positions
+from actors.index.growing import Numbers, Scan, positions
 from actors.index.image_ids import PackedIds
 from actors.index.kernels import walking
 from actors.index.vector_file import VectorFile
@@ -93,7 +93,7 @@ class SealedGraph:
         return vectors
 
     def search(
-        self, queries: FloatMatrix, k: int, ef: int, allowed: Bitmap | None = None
+        self, queries: FloatMatrix, k: int, ef: int, allowed: Bitmap | None = None, beside: Scan | None = None
     ) -> tuple[FloatMatrix, Labels]:
         """Walk the graph: scores by stored vector, highest first, and labels, both (q, k).
 
@@ -104,9 +104,10 @@ class SealedGraph:
             k: How many to return.
             ef: Width of the walk; at least k is taken.
             allowed: Labels that may be returned; None for all. The walk passes through the others.
+            beside: To be run with the same queries by the way, where that is possible.
         """
         if self._links is not None:
-            return self._links.walk(self.codec, queries, k, max(ef, k), allowed)
+            return self._links.walk(self.codec, queries, k, max(ef, k), allowed, beside)
         use_threads(1)
         if allowed is None:
             parameters = _faiss.SearchParametersHNSW(efSearch=max(ef, k))
@@ -146,12 +147,17 @@ class _Links:
         self._file = file
 
     def walk(
-        self, codec: Codec, queries: FloatMatrix, k: int, ef: int, allowed: Bitmap | None
+        self, codec: Codec, queries: FloatMatrix, k: int, ef: int, allowed: Bitmap | None, beside: Scan | None
     ) -> tuple[FloatMatrix, Labels]:
         """As SealedGraph.search."""
         labels, scores = np.empty((len(queries), k), dtype=np.int64), np.empty((len(queries), k), dtype=np.float32)
         some = _EVERYTHING if allowed is None else allowed
-        missing = walking.walk(*self._arrays, *self._file.source(), *codec.rotation, queries, ef, some, labels, scores)
+        arguments = (*self._arrays, *self._file.source(), *codec.rotation, queries, ef, some, labels, scores)
+        if beside is None:
+            missing = walking.walk(*arguments)
+        else:
+            missing = walking.walk_and_scan(*arguments, *beside.arguments)
+            beside.is_done = True
         self._file.check(missing)
         return scores, labels
 

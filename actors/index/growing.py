@@ -20,9 +20,26 @@ Slots = npt.NDArray[np.int64]
 
 _FIRST_CAPACITY = 64
 _CAPACITY_KEPT = 4096
-# Few rows are compared in float32 at once; of many, the bytes choose which.
-_BY_CODE_MIN = 256
 _NONE: Mask = np.empty(0, dtype=np.bool_)
+
+
+class Scan:
+    """A comparison of queries with all codes of a view: scores (q, c), highest first, and slots (q, c) when it is done.
+
+    It is run by itself, or by the walk over the graph that goes on at the same time.
+    """
+
+    def __init__(self, arrays: tuple[Bytes, FloatMatrix, Mask], codec: Codec, queries: int, count: int) -> None:
+        self.is_done = False
+        self.slots: Slots = np.empty((queries, count), dtype=np.int64)
+        self.scores: FloatMatrix = np.empty((queries, count), dtype=np.float32)
+        self.arguments = (*arrays, self.slots, self.scores)
+        self._codec = codec
+
+    def run(self, queries: FloatMatrix) -> None:
+        """Compare."""
+        walking.scan(*self.arguments, *self._codec.rotation, queries)
+        self.is_done = True
 
 
 class GrowingView(NamedTuple):
@@ -46,16 +63,19 @@ class GrowingView(NamedTuple):
         Scores are inner products with the rows. Where fewer are left than c, the last scores are
         -inf: the dead, and rows that are not `allowed` ((n,) bool), are not found.
         """
-        count, chosen = len(self.rows), self.codec.candidates(k)
-        if self.codes is None or count <= max(_BY_CODE_MIN, chosen):
+        scan = self.scan(len(queries), k, allowed)
+        if scan is None:
             return self.compare(queries, k, allowed)
+        scan.run(queries)
+        return scan.scores, scan.slots
+
+    def scan(self, queries: int, k: int, allowed: Mask | None = None) -> Scan | None:
+        """As `search`, to be run; None where rows are compared in float32."""
+        if self.codes is None:
+            return None
         hidden = self._hidden(allowed)
-        slots, scores = np.empty((len(queries), chosen), dtype=np.int64), np.empty((len(queries), chosen), np.float32)
-        codes = self.codes.reshape(-1)
-        walking.scan(
-            codes, self.rows, _NONE if hidden is None else hidden, *self.codec.rotation, queries, slots, scores
-        )
-        return scores, slots
+        arrays = (self.codes.reshape(-1), self.rows, _NONE if hidden is None else hidden)
+        return Scan(arrays, self.codec, queries, self.codec.candidates(k))
 
     def names(self, slots: Sequence[int]) -> list[str]:
         """The image ids of these slots."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pyroaring import BitMap
 
 from actors.index.graph import Bitmap, Labels, SealedGraph, bitmap_of, mask_of
-from actors.index.growing import Mask, Numbers, positions
+from actors.index.growing import Mask, Numbers, Scan, positions
 from actors.index.segments import View
 from actors.messages import FloatMatrix
 
@@ -75,20 +75,31 @@ class Search:
             want: How many, and how wide to walk.
             allowed: Which points.
         """
-        found = self._in_growing(vectors, want.k, allowed)
-        if self._view.graph is not None and allowed.in_graph:
-            for mine, more in zip(found, self._in_graph(self._view.graph, vectors, want, allowed), strict=True):
-                mine.extend(more)
-        return [best(some, want.k) for some in found]
+        growing, graph, k = self._view.growing, self._view.graph, want.k
+        scan = growing.scan(len(vectors), k, allowed.growing) if growing.living else None
+        found: list[Found] = [[] for _ in vectors]
+        if graph is not None and allowed.in_graph:
+            found = self._in_graph(graph, vectors, want, allowed, scan)
+        if growing.living:
+            if scan is None:
+                scores, slots = growing.compare(vectors, k, allowed.growing)
+            else:
+                if not scan.is_done:
+                    scan.run(vectors)
+                scores, slots = scan.scores, scan.slots
+            # Most often nothing that just arrived is among the best, and needs no name.
+            better = [
+                i
+                for i, (some, most) in enumerate(zip(found, scores[:, 0].tolist(), strict=True))
+                if len(some) < k or most >= some[k - 1][0]
+            ]
+            for i, more in zip(better, _named(scores[better], slots[better], k, growing.names), strict=True):
+                found[i].extend(more)
+        return [best(some, k) for some in found]
 
-    def _in_growing(self, vectors: FloatMatrix, k: int, allowed: Allowed) -> list[Found]:
-        growing = self._view.growing
-        if not growing.living:
-            return [[] for _ in vectors]
-        scores, slots = growing.search(vectors, k, allowed.growing)
-        return _named(scores, slots, k, growing.names)
-
-    def _in_graph(self, graph: SealedGraph, vectors: FloatMatrix, want: Want, allowed: Allowed) -> list[Found]:
+    def _in_graph(
+        self, graph: SealedGraph, vectors: FloatMatrix, want: Want, allowed: Allowed, beside: Scan | None
+    ) -> list[Found]:
         codec, matching = graph.codec, allowed.in_graph
         if matching <= _FEW and matching < len(graph):
             return self._compare(graph, vectors, want.k, _labels_of(allowed, graph))
@@ -97,7 +108,7 @@ class Search:
         ef = -(-max(want.ef, count) * len(graph) // matching)
         if ef * _WALK_COST > matching + len(graph) * _PASS_COST:
             return self._scan(graph, vectors, want.k, count, allowed)
-        scores, labels = graph.search(vectors, count, ef, allowed.labels)
+        scores, labels = graph.search(vectors, count, ef, allowed.labels, beside)
         found = _named(scores, labels, want.k, graph.image_ids.of)
         short = [i for i, some in enumerate(found) if len(some) < min(want.k, matching)]
         if short:

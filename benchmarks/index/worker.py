@@ -20,7 +20,7 @@ from benchmarks.index.systems import Options, make, prepare, spec
 
 # A thread that holds the interpreter is asked for it after this long; the default of 5 ms is an
 # age beside searches of a tenth of one. The same for every system.
-SWITCH_INTERVAL_S = 0.00005
+SWITCH_INTERVAL_S = 0.0001
 
 
 class Worker:

@@ -159,7 +159,7 @@ def test_a_scan_finds_the_nearest_codes_that_are_not_hidden(seed: int, count: in
     codec = Codec("sq8", 32)
     codes = codec.encode_bytes(rows)
     places, scores = np.empty((1, wanted), dtype=np.int64), np.empty((1, wanted), dtype=np.float32)
-    walking.scan(codes.reshape(-1), rows, hidden, *codec.rotation, query, places, scores)
+    walking.scan(codes.reshape(-1), rows, hidden, places, scores, *codec.rotation, query)
     distances = ((codes.astype(np.int64) - codec.encode_bytes(query)) ** 2).sum(axis=1)
     living = np.flatnonzero(~hidden)
     nearest = living[np.lexsort((living, distances[living]))][:wanted]

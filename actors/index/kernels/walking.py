@@ -35,7 +35,13 @@ from actors.index.kernels.encoding import encode
 from actors.index.kernels.scoring import inner_product, score
 from actors.messages import FloatMatrix
 
+_BITS = array(types.uint8, 1, readonly=True)
 _GRAPH = (array(types.uint8, 1), array(types.int32, 1), array(types.int64, 1), array(types.int64, 1), INT, INT)
+_GROWING = (array(types.uint8, 1), array(F32, 2), array(types.bool_, 1, readonly=True))
+
+
+def _walk_types(stored: Any) -> tuple[Any, ...]:
+    return (*_GRAPH, INT, array(stored, 1), *ROTATION, VECTORS, INT, _BITS, *FOUND)
 
 
 @compiled
@@ -158,12 +164,7 @@ def _walk(
     return found
 
 
-@compiled_for(
-    *(
-        INT(*_GRAPH, INT, array(kind, 1), *ROTATION, VECTORS, INT, array(types.uint8, 1, readonly=True), *FOUND)
-        for kind in STORED
-    )
-)
+@compiled_for(*(INT(*_walk_types(kind)) for kind in STORED))
 def walk(
     codes: Bytes, neighbors: Integers, offsets: Longs, levels: Longs, entry: int, top: int, descriptor: int, row: Any,
     signs: Floats, left: FloatMatrix, right: FloatMatrix, queries: FloatMatrix, ef: int,
@@ -210,12 +211,10 @@ def walk(
     return score(descriptor, row, queries, labels, scores)
 
 
-@compiled_for(
-    types.void(array(types.uint8, 1), array(F32, 2), array(types.bool_, 1, readonly=True), *ROTATION, VECTORS, *FOUND)
-)
+@compiled_for(types.void(*_GROWING, *FOUND, *ROTATION, VECTORS))
 def scan(
-    codes: Bytes, rows: FloatMatrix, hidden: npt.NDArray[np.bool_], signs: Floats,
-    left: FloatMatrix, right: FloatMatrix, queries: FloatMatrix, places: Longs, scores: FloatMatrix
+    codes: Bytes, rows: FloatMatrix, hidden: npt.NDArray[np.bool_], places: Longs, scores: FloatMatrix,
+    signs: Floats, left: FloatMatrix, right: FloatMatrix, queries: FloatMatrix
 ) -> None:  # fmt: skip
     """As `walk`, by comparison with the code of every row that is not hidden.
 
@@ -223,12 +222,12 @@ def scan(
         codes: (n * w,) uint8.
         rows: (n, d) float32.
         hidden: (n,) bool; empty if none is.
+        places: (q, c) int64; written.
+        scores: (q, c) float32; written.
         signs: (w,) float32, and `left` and `right`: how codes are made, see `encode`.
         left: (r, r) float32.
         right: (w / r, w / r) float32.
         queries: (q, d) float32.
-        places: (q, c) int64; written.
-        scores: (q, c) float32; written.
     """
     width, wanted = U(signs.shape[0]), U(places.shape[1])
     encoded = np.empty((queries.shape[0], signs.shape[0]), dtype=np.uint8)
@@ -260,3 +259,19 @@ def scan(
                 scores[i, at], places[i, at] = scores[i, at - U(1)], places[i, at - U(1)]
                 at -= U(1)
             scores[i, at], places[i, at] = score, place
+
+
+@compiled_for(*(INT(*_walk_types(kind), *_GROWING, *FOUND) for kind in STORED))
+def walk_and_scan(
+    codes: Bytes, neighbors: Integers, offsets: Longs, levels: Longs, entry: int, top: int, descriptor: int, row: Any,
+    signs: Floats, left: FloatMatrix, right: FloatMatrix, queries: FloatMatrix, ef: int,
+    allowed: Bytes, labels: Longs, scores: FloatMatrix,
+    growing_codes: Bytes, rows: FloatMatrix, hidden: npt.NDArray[np.bool_], places: Longs,
+    growing_scores: FloatMatrix
+) -> int:  # fmt: skip
+    """`walk` and `scan` in one: Python's lock is waited for once, and not twice, while records are applied."""
+    scan(growing_codes, rows, hidden, places, growing_scores, signs, left, right, queries)
+    return walk(
+        codes, neighbors, offsets, levels, entry, top, descriptor, row, signs, left, right, queries, ef, allowed,
+        labels, scores
+    )  # fmt: skip
