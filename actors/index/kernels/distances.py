@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from actors.index.kernels.compiled import I32, Bytes, U, compiled, prefetch
+from actors.index.kernels.compiled import I32, Bytes, U, compiled, inlined, prefetch
 
 # Squared distance, label and perhaps a flag in one number each, so that they sort by distance, then by label.
 Keys = npt.NDArray[np.uint64]
@@ -25,10 +25,11 @@ _MARGIN: Final = np.float32(1.2)
 _LINE: Final = 64
 
 
-@compiled
-def _line_distance(codes: Bytes, start: np.uint64, query: Bytes, at: np.uint64) -> np.int32:
+@inlined
+def _block_distance(codes: Bytes, start: np.uint64, query: Bytes, at: np.uint64) -> np.int32:
+    """In as many components as are sampled: the number is known to the compiler, which unrolls the loop."""
     total = I32(0)
-    for i in range(U(_LINE)):
+    for i in range(U(_SAMPLED)):
         difference = I32(codes[start + i]) - I32(query[at + i])
         total = I32(total + I32(difference * difference))
     return total
@@ -38,9 +39,9 @@ def _line_distance(codes: Bytes, start: np.uint64, query: Bytes, at: np.uint64) 
 def distance_of(codes: Bytes, label: np.uint64, query: Bytes, first: np.uint64, last: np.uint64) -> np.int32:
     """Squared Euclidean distance of a code and a query in components `first` to `last`."""
     start, total, at = label * U(query.shape[0]), I32(0), first
-    while at + U(_LINE) <= last:
-        total = I32(total + _line_distance(codes, start + at, query, at))
-        at += U(_LINE)
+    while at + U(_SAMPLED) <= last:
+        total = I32(total + _block_distance(codes, start + at, query, at))
+        at += U(_SAMPLED)
     while at < last:
         difference = I32(codes[start + at]) - I32(query[at])
         total = I32(total + I32(difference * difference))
@@ -48,7 +49,7 @@ def distance_of(codes: Bytes, label: np.uint64, query: Bytes, first: np.uint64, 
     return total
 
 
-@compiled
+@inlined
 def touch(codes: Bytes, label: np.uint64, width: np.uint64, first: np.uint64, last: np.uint64) -> None:
     """Ask for components `first` to `last` of a code before they are read."""
     start = label * width
