@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     http_port: int = Field(8000, ge=1, le=65535)
     """Port the HTTP server listens on."""
 
+    api_replicas: int = Field(1, ge=1)
+    """Processes that serve HTTP. Those on one machine share its port; one alone runs on the cluster's head node."""
+
     kafka_bootstrap: str | None = None
     """`host:port,…` of a Kafka cluster to use. Unset: a local broker is started."""
 

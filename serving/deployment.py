@@ -7,7 +7,6 @@ from typing import Any
 from ray import serve
 from ray.serve._private import replica
 from ray.util import get_node_ip_address
-from starlette.types import ASGIApp
 
 from actors.handles import EmbedderClient, ShardClient
 from actors.log.producer import LogProducer
@@ -20,6 +19,7 @@ from contract.settings import Settings
 from serving.admin import KafkaCollectionAdmin
 from serving.app import create_app
 from serving.dependencies import Dependencies
+from serving.listener import Listener
 
 # Uploads that wait for their receipt hold a slot each; searches must still get through.
 _MAX_ONGOING_REQUESTS = 1000
@@ -67,15 +67,25 @@ def _keep_to_the_node() -> None:
     graceful_shutdown_wait_loop_s=0.1,
     health_check_period_s=5,
 )
-@serve.ingress()
 class Api:
-    """Serves the FastAPI app. The settings travel as an argument: its process has none of its own."""
+    """Serves the FastAPI app on a port of its own. The settings travel as an argument: its process has none.
 
-    def __init__(self, settings: Settings) -> None:
+    Serve places replicas, watches them and starts dead ones anew. It does not stand between a
+    client and the app: its proxy and its request path take ten times as long as a search.
+    """
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]  # Serve awaits it
         configure(settings, "api")
         _keep_to_the_node()
-        self._settings = settings
+        self._dependencies = connect_dependencies(settings)
+        app = create_app(self._dependencies)
+        self._listener = Listener(app, settings.http_host, settings.http_port, _GRACE_S)
+        await self._listener.start()
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Build the app in the replica's own process; Serve calls this once after the constructor."""
-        return create_app(connect_dependencies(self._settings), proxy_adds_request_id=True)
+    def check_health(self) -> None:
+        """Raise Unavailable if nothing answers any more; Serve then starts another replica."""
+        self._listener.check()
+
+    async def __del__(self) -> None:
+        """End with the replica; Serve awaits this."""
+        await self._listener.stop()

@@ -7,10 +7,11 @@ import signal
 import sys
 import threading
 import time
+from typing import Any
 
 import structlog
 from ray import serve
-from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.config import ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from actors.cluster import connect
@@ -26,6 +27,8 @@ _log = structlog.get_logger()
 
 APPLICATION = "riverlens"
 _START_TIMEOUT_S = 180.0
+# A resource that Ray gives to the head node alone.
+_HEAD_NODE = "node:__internal_head__"
 
 
 def main() -> int:
@@ -52,16 +55,17 @@ def _serve(settings: Settings, stopping: threading.Event) -> int:
     travelling = settings.model_copy(update={"home": settings.home_path, "cache": settings.cache_path})
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=settings.http_host, port=settings.http_port),
-        logging_config=quiet,
-    )
+    # Replicas listen themselves.
+    serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)
+    api: Any = Api
+    if settings.api_replicas == 1:
+        # On the machine whose address people know.
+        api = api.options(ray_actor_options={"resources": {_HEAD_NODE: 0.001}})
     try:
         serve.run(
-            Api.bind(travelling),  # type: ignore[attr-defined]  # the decorator adds it
+            api.options(num_replicas=settings.api_replicas).bind(travelling),
             name=APPLICATION,
-            route_prefix="/",
+            route_prefix=None,
             logging_config=quiet,
         )
         _log.info("the api is up", url=settings.base_url)
