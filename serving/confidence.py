@@ -146,7 +146,7 @@ def query_kind(text_weight: float | None, picture_weight: float | None, *, other
     Args:
         text_weight: weight of the words; None without words.
         picture_weight: weight of the one picture, uploaded or indexed; None without one.
-        others: whether the query has further parts: a second picture, positive or negative examples.
+        others: whether the query has further parts: a second picture, a vector, positive or negative examples.
     """
     if others or (text_weight is None and picture_weight is None):
         return None

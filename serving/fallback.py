@@ -53,8 +53,8 @@ class Found:
 
 def is_text_alone(request: SearchRequest, image: bytes | None) -> bool:
     """Whether words are all that the search is made of, so that they can answer it."""
-    others = image is not None or request.image_id is not None or request.positive or request.negative
-    return request.text is not None and request.text_weight > 0 and not others
+    others = request.image_id is not None or request.vector is not None or request.positive or request.negative
+    return request.text is not None and request.text_weight > 0 and image is None and not others
 
 
 def check_hybrid(request: SearchRequest) -> None:

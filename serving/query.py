@@ -1,6 +1,6 @@
 """From a search request to the one vector that is searched with.
 
-A query has parts: words, a picture, an indexed image, positive and negative examples. Each part
+A query has parts: words, a picture, an indexed image, a vector, positive and negative examples. Each part
 becomes a vector whose inner product with an image vector is a cosine. Parts are combined as their
 weighted mean, so the score of a combined query is the weighted mean of what its parts score:
 Σ wᵢ·sᵢ / Σ |wᵢ|. A list of examples is one part, the weighted mean of its members.
@@ -48,7 +48,7 @@ def combine(parts: Sequence[Part]) -> FloatMatrix:
     Raises InvalidRequest when there is no part with a positive weight, or the parts cancel out.
     """
     if not any(part.weight > 0 for part in parts):
-        raise InvalidRequest("a search needs `text`, `image`, `image_id` or `positive` with a weight above 0")
+        raise InvalidRequest("a search needs `text`, `image`, `image_id`, `vector` or `positive` with a weight above 0")
     if len(parts) == 1:
         return parts[0].vector
     total = sum(abs(part.weight) for part in parts)
@@ -115,12 +115,13 @@ class QueryEncoder:
         Requests that are encoded at the same time share the calls to the embedder and to the shards.
 
         Raises:
-            InvalidRequest: no usable part, or a crop without a picture.
+            InvalidRequest: no usable part, a crop without a picture, or a vector of another dimension.
             NotFound: an image id that is not searchable.
             InvalidImage: the picture cannot be decoded.
-            FingerprintMismatch: the running encoder is not the collection's.
+            FingerprintMismatch: the running encoder, or the one that the request names, is not the collection's.
             EmbedderUnavailable, ShardUnavailable, ObjectStoreUnavailable: retryable.
         """
+        _check_given(collection, request)
         if request.crop is not None and image is None and request.image_id is None:
             raise InvalidRequest("`crop` needs a picture: `image` or `image_id`")
         weights: list[float] = []
@@ -144,7 +145,11 @@ class QueryEncoder:
             if examples:
                 weights.append(weight)
                 making.append(self._mean(collection, examples, hits))
-        vectors = await asyncio.gather(*making)
+        # A vector that is there already costs no task.
+        vectors = await asyncio.gather(*making) if making else []
+        if request.vector is not None:
+            weights.append(request.vector_weight)
+            vectors.append(request.vector)
         vector = combine([Part(weight, vector) for weight, vector in zip(weights, vectors, strict=True)])
         cached = all(hits) if hits else None
         note({LogField.CACHE_HIT: cached})
@@ -260,3 +265,17 @@ def _vector(point: PointState) -> FloatMatrix:
     if point.vector is None:
         raise NotFound(f"image {point.image_id!r} has no stored vector")
     return point.vector
+
+
+def _check_given(collection: ServedCollection, request: SearchRequest) -> None:
+    """What the request says of its encoder, before any is asked."""
+    spec, vector = collection.spec, request.vector
+    if request.fingerprint is not None and request.fingerprint != spec.fingerprint:
+        raise FingerprintMismatch(
+            f"the search is meant for encoder {request.fingerprint}, "
+            f"but collection {spec.name!r} is of {spec.fingerprint}"
+        )
+    if vector is not None and len(vector) != spec.dimension:
+        raise InvalidRequest(
+            f"`vector` has {len(vector)} numbers; vectors of collection {spec.name!r} have {spec.dimension}"
+        )

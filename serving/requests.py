@@ -127,6 +127,11 @@ def crop_field(text: str) -> Any:
     return dict(zip(("x", "y", "width", "height"), values, strict=True))
 
 
+def list_or_text_field(text: str) -> Any:
+    """Parse a form field that holds a JSON list, or is a plain string; raises InvalidRequest."""
+    return json_field(text) if text.lstrip().startswith("[") else text
+
+
 def _add_field(
     fields: dict[str, Any],
     name: str,

@@ -11,7 +11,7 @@ from serving.catalog import ServedCollection
 from serving.events import log_click
 from serving.parts import InCollection, InParts, Parts, problems
 from serving.problems import request_id_of
-from serving.requests import crop_field, json_field, read_body, read_json, validate
+from serving.requests import crop_field, json_field, list_or_text_field, read_body, read_json, validate
 from serving.schemas import Click, ClickAnswer, SearchAnswer, SearchRequest
 from serving.search import describe_search, encode_answer
 
@@ -29,11 +29,14 @@ _SEARCH_BODY: dict[str, Any] = {
                         "image": {"type": "string", "format": "binary", "description": "The query picture."},
                         "text": {"type": "string"},
                         "image_id": {"type": "string"},
+                        "vector": {"type": "string", "description": "base64 of little-endian float32, or JSON"},
+                        "fingerprint": {"type": "string"},
                         "positive": {"type": "array", "items": {"type": "string", "description": "id, or JSON"}},
                         "negative": {"type": "array", "items": {"type": "string", "description": "id, or JSON"}},
                         "text_weight": {"type": "number"},
                         "image_weight": {"type": "number"},
                         "image_id_weight": {"type": "number"},
+                        "vector_weight": {"type": "number"},
                         "positive_weight": {"type": "number"},
                         "negative_weight": {"type": "number"},
                         "crop": {"type": "string", "description": "x,y,width,height as fractions, or JSON"},
@@ -58,7 +61,7 @@ _ANSWER: dict[int | str, dict[str, Any]] = {200: {"description": "Hits, best fir
 
 @router.post(
     "/search",
-    summary="Search by words, picture, image id, or examples",
+    summary="Search by words, picture, image id, vector, or examples",
     response_class=Response,
     responses={**problems(404, 409, 413, 415, 422, 504), **_ANSWER},
     openapi_extra=_SEARCH_BODY,
@@ -70,6 +73,7 @@ async def post_search(collection: InCollection, request: Request, parts: InParts
         file_field="image",
         json_fields={
             "crop": crop_field,
+            "vector": list_or_text_field,
             "filter": json_field,
             "min_receipt": json_field,
             "hybrid": json_field,

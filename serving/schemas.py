@@ -10,6 +10,7 @@ from contract.events import Quantization, VectorType
 from serving.confidence import ConfidenceBody
 from serving.coverage import CoverageBody, FreshnessBody
 from serving.fusion import HybridSwitch
+from serving.query_vector import QueryVector
 from serving.rerank.request import RerankSwitch
 
 ImageId = Annotated[
@@ -136,10 +137,16 @@ ExampleOrId = Annotated[str, Field(min_length=1, max_length=255)] | Example
 
 
 class SearchRequest(Body):
-    """A search: any of `text`, `image` (a file, in a multipart body), `image_id`, `positive`, `negative`."""
+    """A search: any of `text`, `image` (a multipart file), `image_id`, `vector`, `positive`, `negative`."""
 
     text: str | None = Field(None, min_length=1, max_length=2000, examples=["a red bird"])
     image_id: str | None = Field(None, min_length=1, max_length=255, description="An indexed image as the query.")
+    vector: QueryVector | None = Field(
+        None, description="A query vector of your own, of the collection's dimension; its length does not count."
+    )
+    fingerprint: str | None = Field(
+        None, max_length=200, description="Of the encoder that is meant; refused if it is not the collection's."
+    )
     positive: list[ExampleOrId] = Field(
         [], max_length=32, description="Examples, or ids of images, that hits shall be like."
     )
@@ -149,6 +156,7 @@ class SearchRequest(Body):
     text_weight: Weight = Field(1.0, description="A combined query scores the weighted mean of its parts' scores.")
     image_weight: Weight = 1.0
     image_id_weight: Weight = 1.0
+    vector_weight: Weight = 1.0
     positive_weight: float = Field(1.0, gt=0, le=10, allow_inf_nan=False, description="Of the mean of `positive`.")
     negative_weight: float = Field(
         0.5, gt=0, le=10, allow_inf_nan=False, description="Of the mean of `negative`, which counts against a hit."

@@ -82,13 +82,14 @@ class AnswerOut(Struct):
 
 
 def kind_of(request: SearchRequest, image: bytes | None) -> str:
-    """What the query is made of, for metrics: `text`, `image`, `image_id`, `examples`, or `mixed`."""
+    """What the query is made of, for metrics: `text`, `image`, `image_id`, `vector`, `examples`, or `mixed`."""
     kinds = [
         name
         for name, given in (
             ("text", request.text is not None),
             ("image", image is not None),
             ("image_id", request.image_id is not None),
+            ("vector", request.vector is not None),
             ("examples", bool(request.positive or request.negative)),
         )
         if given
@@ -106,7 +107,7 @@ def calibrated_kind(request: SearchRequest, image: bytes | None) -> QueryKind | 
     return query_kind(
         request.text_weight if request.text is not None else None,
         pictures[0] if pictures else None,
-        others=len(pictures) > 1 or bool(request.positive or request.negative),
+        others=len(pictures) > 1 or request.vector is not None or bool(request.positive or request.negative),
     )
 
 

@@ -16,6 +16,7 @@ from serving.cli import demo as demo_run
 from serving.cli import index as index_run
 from serving.cli import up as up_run
 from serving.cli.output import console, print_hits
+from serving.cli.sources import read_vector
 from serving.cli.status import print_status
 from serving.client import Client, Retry
 
@@ -105,6 +106,9 @@ def search(
     text: Annotated[str | None, typer.Argument(help="What to look for, in words.")] = None,
     image: Annotated[Path | None, typer.Option("--image", help="A picture to search by.")] = None,
     image_id: Annotated[str | None, typer.Option("--id", help="An indexed image to search by.")] = None,
+    vector: Annotated[
+        Path | None, typer.Option("--vector", metavar="FILE.npy", help="A vector of your own to search by.")
+    ] = None,
     crop: Annotated[str | None, typer.Option(help="x,y,width,height of the query picture, as fractions.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many hits.")] = 10,
     payload_filter: Annotated[
@@ -115,18 +119,21 @@ def search(
     collection: CollectionOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Search by words, by a picture, or by an indexed image."""
-    if text is None and image is None and image_id is None:
+    """Search by words, by a picture, by an indexed image, or by a vector."""
+    if text is None and image is None and image_id is None and vector is None:
         raise InvalidRequest(
-            'nothing to search by: give words, --image FILE or --id ID, as in: riverlens search "a bird"'
+            "nothing to search by: give words, --image FILE, --id ID or --vector FILE.npy, "
+            'as in: riverlens search "a bird"'
         )
     wanted = parse_filter(payload_filter)
+    numbers = None if vector is None else read_vector(vector)
     with _client(url) as client:
         answer = client.search(
             _collection(collection),
             text=text,
             image=image,
             image_id=image_id,
+            vector=numbers,
             crop=parse_crop(crop),
             limit=limit,
             filter=wanted,
@@ -135,7 +142,7 @@ def search(
     if as_json:
         console.print_json(json.dumps(answer.raw))
     else:
-        print_hits(text or f"like {image or image_id}", answer)
+        print_hits(text or f"like {image or image_id or vector}", answer)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What `riverlens index` is given: a folder, a glob, a CSV or a Parquet file, as a list of pictures."""
+"""What commands are given as files: pictures in a folder, a glob, a CSV or a Parquet file; a vector."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 from pyarrow import parquet
 
@@ -46,6 +48,23 @@ def list_pictures(source: str) -> list[SourcePicture]:
     if not found:
         raise InvalidRequest(f"no pictures at {source!r}: give a folder, a glob in quotes, a CSV or a Parquet file")
     return found
+
+
+def read_vector(path: Path) -> npt.NDArray[Any]:
+    """The one vector, (d,) of any kind of number, in a file that `numpy.save` wrote.
+
+    Raises InvalidRequest for a file that holds anything else, OSError for one that cannot be read.
+    """
+    try:
+        with path.expanduser().open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InvalidRequest(f"--vector {path} is no file that numpy.save wrote: {error}") from error
+    is_array = isinstance(found, np.ndarray)
+    if not is_array or found.dtype.kind not in "fiu" or found.squeeze().ndim > 1 or not found.size:
+        held = f"{found.dtype} of shape {found.shape}" if is_array else "several arrays"
+        raise InvalidRequest(f"--vector {path} holds {held}; a search takes one row of numbers")
+    return np.ravel(found)
 
 
 def stable_id(path: Path) -> str:

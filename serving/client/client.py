@@ -265,7 +265,7 @@ class Client:
         deadline_s: float | None = None,
         **options: Unpack[SearchOptions],
     ) -> SearchAnswer:
-        """Search by words, a picture, `image_id`, `positive` and `negative` examples, or a mix of them.
+        """Search by words, a picture, `image_id`, `vector`, `positive` and `negative` examples, or a mix of them.
 
         With `min_receipt` — a receipt, or the answer to an upload or a change — the search waits
         until that event has taken effect, so that it finds one's own upload.

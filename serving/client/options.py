@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import binascii
+import sys
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 from msgspec import Struct
@@ -40,11 +43,14 @@ class SearchOptions(TypedDict, total=False):
     """
 
     image_id: str | None
+    vector: Iterable[float] | None
+    fingerprint: str | None
     positive: Sequence[str | Example]
     negative: Sequence[str | Example]
     text_weight: float
     image_weight: float
     image_id_weight: float
+    vector_weight: float
     positive_weight: float
     negative_weight: float
     crop: Crop | Sequence[float] | None
@@ -83,12 +89,17 @@ class CollectionParameters(TypedDict, total=False):
 
 
 def body_of(search: SearchQuery | SearchOptions | Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a search as they stand in the body of its request; raises TypeError for a wrong crop."""
+    """The fields of a search as they stand in the body of its request.
+
+    Raises TypeError for a wrong crop, and for a vector that is not one row of numbers.
+    """
     fields: dict[str, Any] = dict(search)
     fields.update(fields.pop("extra", {}))
     crop = fields.get("crop")
     if crop is not None and not isinstance(crop, Crop):
         fields["crop"] = Crop(*crop)
+    if fields.get("vector") is not None:
+        fields["vector"] = _packed(fields["vector"])
     logged = fields.get("min_receipt")
     if isinstance(logged, Receipt | Uploaded | Changed):
         fields["min_receipt"] = _receipt(logged)
@@ -104,3 +115,14 @@ def body_of(search: SearchQuery | SearchOptions | Mapping[str, Any]) -> dict[str
 
 def _receipt(logged: Logged) -> Receipt | None:
     return logged if isinstance(logged, Receipt) else logged.receipt
+
+
+def _packed(vector: Iterable[float]) -> str:
+    """Base64 of little-endian float32: a quarter of the bytes that a list of numbers takes."""
+    if isinstance(vector, str | bytes):
+        # The one is characters, and the other would be taken for numbers from 0 to 255.
+        raise TypeError("a vector is numbers: a list, an array")
+    numbers = array("f", vector)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return binascii.b2a_base64(numbers, newline=False).decode()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -42,6 +43,9 @@ def workplace(tmp_path: Path, system: RunningSystem) -> Path:
         file.write_bytes(new_picture(700 + number))
     (tmp_path / "pictures.csv").write_text("file,caption\nbird.png,a bird\n")
     parquet.write_table(pa.table({"path": ["query.png"], "caption": ["a query"]}), tmp_path / "pictures.parquet")
+    vector = np.ones(system.collection()["dimension"], np.float32)
+    np.save(tmp_path / "query.npy", vector)
+    vector.astype("<f4").tofile(tmp_path / "query.f32")
     for number, image_id in enumerate(("my-image", "acorn", "cactus")):
         assert system.upload(new_picture(720 + number), id=image_id).is_success
     return tmp_path

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -222,6 +223,37 @@ def test_search_sends_its_filter(server: FakeServer, tmp_path: Path) -> None:
         failed = CliRunner().invoke(app, ["search", "a cat", "--url", server.url, "--filter", wrong])
         assert isinstance(failed.exception, InvalidRequest)
         assert word in failed.exception.detail
+    assert len(server.calls) == calls
+
+
+def test_search_sends_the_vector_of_a_file(server: FakeServer, tmp_path: Path) -> None:
+    file = tmp_path / "mine.npy"
+    for vector in (np.array([1, -2.5], np.float16), np.array([[1, -2.5]])):
+        np.save(file, vector)
+        result = CliRunner().invoke(app, ["search", "--vector", str(file), "--url", server.url], env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        assert json.loads(server.bodies[-1])["vector"] == "AACAPwAAIMA="
+        assert "mine.npy" in result.output
+    calls = len(server.calls)
+    for wrong, word in (
+        (np.ones((2, 3)), "float64 of shape (2, 3); a search takes one row of numbers"),
+        (np.array(["a"]), "a search takes one row of numbers"),
+        (np.array([{}]), "is no file that numpy.save wrote"),
+    ):
+        np.save(file, wrong, allow_pickle=True)
+        failed = CliRunner().invoke(app, ["search", "--vector", str(file), "--url", server.url])
+        assert isinstance(failed.exception, InvalidRequest)
+        assert word in failed.exception.detail
+    for content in (b"", b"words"):
+        file.write_bytes(content)
+        failed = CliRunner().invoke(app, ["search", "--vector", str(file), "--url", server.url])
+        assert isinstance(failed.exception, InvalidRequest)
+    np.savez(file.with_suffix(".npz"), a=np.ones(2))
+    failed = CliRunner().invoke(app, ["search", "--vector", str(file.with_suffix(".npz")), "--url", server.url])
+    assert isinstance(failed.exception, InvalidRequest)
+    assert "several arrays" in failed.exception.detail
+    missing = CliRunner().invoke(app, ["search", "--vector", "none.npy", "--url", server.url])
+    assert isinstance(missing.exception, FileNotFoundError)
     assert len(server.calls) == calls
 
 

@@ -33,7 +33,7 @@ from serving.client import (
 )
 from serving.client.options import body_of
 from tests.unit.client_world import URL, World
-from tests.unit.serving_fakes import FakeSystem, make_system, picture
+from tests.unit.serving_fakes import FINGERPRINT, FakeSystem, make_system, picture
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +60,9 @@ async def test_one_finds_ones_own_upload_by_its_receipt(client: AsyncClient) -> 
     assert answer.raw["hits"][0]["id"] == uploaded.id
 
 
-async def test_every_kind_of_query_reaches_the_server_as_it_was_meant(client: AsyncClient, tmp_path: Path) -> None:
+async def test_every_kind_of_query_reaches_the_server_as_it_was_meant(
+    client: AsyncClient, system: FakeSystem, tmp_path: Path
+) -> None:
     file = tmp_path / "red picture.png"
     file.write_bytes(picture("red"))
     report = await client.upload_many("images", [file, picture("green"), picture("blue")])
@@ -80,6 +82,11 @@ async def test_every_kind_of_query_reaches_the_server_as_it_was_meant(client: As
     assert await first(positive=[red], negative=[green]) == red
     assert await first(positive=[Example(image_id=green, weight=2.0), Example(text="green")]) == green
     assert await first("blue", image=picture("blue"), positive=[Example(image_id=green)], text_weight=5.0) == blue
+    point = system.owners("images", blue)[0].points[blue]
+    assert point.vector is not None
+    for vector in (point.vector, point.vector.tolist(), tuple(7 * point.vector.astype(float)), iter(point.vector)):
+        assert await first(vector=vector, fingerprint=FINGERPRINT) == blue
+    assert await first("red", vector=point.vector, vector_weight=-0.5, image=picture("red")) == red
     wanted = {"must": [{"key": "file_name", "match": {"value": "x"}}]}
     for query in ({"text": "red"}, {"image": file}):
         assert (await client.search("images", filter=wanted, **query)).hits == ()
@@ -186,6 +193,14 @@ def test_many_searches_are_one_request_with_an_answer_or_an_error_each() -> None
     assert found.hits[0].id == "a"
     assert isinstance(missing, NotFound)
     assert (missing.request_id, missing.detail) == ("r.1", "no image 'b'")
+
+
+def test_a_vector_is_sent_as_little_endian_float32() -> None:
+    assert body_of({"vector": [1, -2.5]}) == {"vector": "AACAPwAAIMA="}
+    assert body_of({"vector": None, "text": "x"}) == {"text": "x"}
+    for wrong in ("AACAPwAAIMA=", b"1234", [[1.0]], ["1"], [None], 5):
+        with pytest.raises(TypeError):
+            body_of({"vector": wrong})
 
 
 def test_of_several_receipts_the_last_of_each_partition_is_waited_for() -> None:
