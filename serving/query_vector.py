@@ -7,6 +7,7 @@ and a third of the time to read.
 from __future__ import annotations
 
 import binascii
+import math
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
@@ -16,6 +17,9 @@ from pydantic import PlainValidator, WithJsonSchema
 from actors.messages import FloatMatrix
 
 _BYTES_PER_NUMBER = 4
+# Outside of these, squares may have left what float64 can hold.
+_SQUARE_MIN = 1e-250
+_SQUARE_MAX = 1e250
 _FORMS = "takes a list of numbers, or base64 of little-endian float32"
 
 
@@ -47,18 +51,28 @@ def _numbers_of(value: Any) -> npt.NDArray[Any]:
 
 
 def _unit(numbers: npt.NDArray[Any]) -> FloatMatrix:
+    # What overflows or is not finite shows in the square.
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = numbers.astype(np.float64)
+        square = float(np.dot(wide, wide))
+    if not _SQUARE_MIN < square < _SQUARE_MAX:
+        wide = _scaled(numbers)
+        square = float(np.dot(wide, wide))
+    wide *= 1 / math.sqrt(square)
+    return wide.astype(np.float32)
+
+
+def _scaled(numbers: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """The same direction with 1 as the largest number; raises ValueError where there is none."""
     if not numbers.size:
         raise ValueError("holds no numbers")
     if not np.isfinite(numbers).all():
         raise ValueError("holds a number that is not finite")
-    # By the largest first: squares of very large and very small numbers are no numbers any more.
-    scaled = numbers.astype(np.float64)
-    largest = np.abs(scaled).max()
+    wide = numbers.astype(np.float64)
+    largest = np.abs(wide).max()
     if largest == 0:
         raise ValueError("is zero, which has no direction")
-    scaled /= largest
-    scaled /= np.sqrt(scaled @ scaled)
-    return scaled.astype(np.float32)
+    return np.asarray(wide / largest)
 
 
 QueryVector: TypeAlias = Annotated[

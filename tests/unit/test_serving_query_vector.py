@@ -134,6 +134,7 @@ async def test_a_vector_of_another_encoder_is_refused(http: httpx.AsyncClient, s
         (base64.b64encode(b"12345").decode(), "5 bytes are no whole number of float32"),
         (base64_of([math.nan, *ONES[1:]]), "holds a number that is not finite"),
         (base64_of([math.inf, *ONES[1:]]), "holds a number that is not finite"),
+        (base64.b64encode(b"\x00\x00\xa0\x7f" * DIMENSION).decode(), "holds a number that is not finite"),
         ([10**400, *ONES[1:]], "holds a number that is not finite"),
         (["1", *ONES[1:]], "takes a list of numbers, or base64"),
         ([True, *ONES[1:]], "takes a list of numbers, or base64"),
