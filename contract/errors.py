@@ -135,6 +135,12 @@ class ShardUnavailable(Unavailable):
     code = "shard_unavailable"
 
 
+class Overloaded(Unavailable):
+    """As many searches as are allowed are under way; this one was refused before any work."""
+
+    code = "overloaded"
+
+
 class NotSearchableInTime(Unavailable):
     """The receipt was not searchable within the bounded wait; it is logged and will be."""
 

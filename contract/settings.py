@@ -173,6 +173,9 @@ class Settings(BaseSettings):
     search_deadline_ms: int = Field(200, ge=1)
     """Deadline of the fan-out; a shard that misses it is counted as missing in the answer."""
 
+    search_in_flight_max: int = Field(64, ge=1)
+    """Searches under way in one replica of the API at which more are refused with `overloaded` and `Retry-After`."""
+
     encode_deadline_ms: int = Field(2000, ge=1)
     """Longest wait of a text query for its encoder; then the lexical index answers it by its words."""
 

@@ -29,6 +29,12 @@ INGEST_STAGE_SECONDS = Metric(
 )
 UPLOADS = Metric("riverlens_uploads_total", "counter", "Uploads over HTTP, by status.", ("status",))
 SEARCHES = Metric("riverlens_searches_total", "counter", "Searches, by kind and coverage.", ("kind", "degraded"))
+SEARCH_ADMISSIONS = Metric(
+    "riverlens_search_admissions_total", "counter", "Searches that were let in or refused.", ("outcome",)
+)
+SEARCHES_IN_FLIGHT = Metric(
+    "riverlens_searches_in_flight", "gauge", "Searches under way: working, or waiting for a receipt.", ("state",)
+)
 CONFIDENCE = Metric(
     "riverlens_search_confidence_total",
     "counter",
@@ -46,7 +52,7 @@ COVERAGE_RATIO = Metric(
 SHARD_CALLS = Metric(
     "riverlens_shard_calls_total",
     "counter",
-    "Search calls to shards, by outcome: answered, late, unavailable or failed.",
+    "Search calls to shards, by outcome: answered, late, abandoned, unavailable or failed.",
     ("collection", "shard", "outcome"),
 )
 SHARD_CALL_SECONDS = Metric(
@@ -57,6 +63,18 @@ SHARD_CALL_SECONDS = Metric(
 )
 SHARD_CALLS_IN_FLIGHT = Metric(
     "riverlens_shard_calls_in_flight", "gauge", "Search calls to shards that wait for their answer.", ("collection",)
+)
+SHARD_HEDGES = Metric(
+    "riverlens_shard_hedges_total",
+    "counter",
+    "Second replicas asked because the first was slow.",
+    ("collection", "shard"),
+)
+SHARD_HEDGES_WON = Metric(
+    "riverlens_shard_hedges_won_total",
+    "counter",
+    "Second replicas that answered before the first.",
+    ("collection", "shard"),
 )
 FAN_OUT_BATCHES = Metric(
     "riverlens_fan_out_batches_total", "counter", "Batches of queries that went to the shards.", ("collection",)

@@ -48,7 +48,7 @@ async def search_all(
 ) -> BatchOut:
     """One answer or problem per search; what is wrong with one of them leaves the others alone.
 
-    Raises InvalidRequest for more searches than are allowed.
+    Raises InvalidRequest for more searches than are allowed; Overloaded (retryable) while too many are under way.
     """
     most = settings.search_batch_max
     if len(batch.searches) > most:
@@ -57,9 +57,13 @@ async def search_all(
         )
     meeting = Meeting(len(batch.searches))
     names = [f"{request_id[:_REQUEST_ID_MAX]}.{number}" for number in range(len(batch.searches))]
-    outcomes = await asyncio.gather(
-        *(_one(searcher, collection, fields, name, meeting) for fields, name in zip(batch.searches, names, strict=True))
-    )
+    with searcher.admission.admit(len(batch.searches)):
+        outcomes = await asyncio.gather(
+            *(
+                _one(searcher, collection, fields, name, meeting)
+                for fields, name in zip(batch.searches, names, strict=True)
+            )
+        )
     note(_summary([line for _, line in outcomes]))
     return BatchOut([answer for answer, _ in outcomes], request_id)
 
@@ -71,7 +75,10 @@ async def _one(
     with request_line() as line, on_behalf_of(name), meeting.seat() as everybody:
         try:
             request = validate(SearchRequest, fields)
-            answer = await searcher.search(collection, request, None, name, once_encoded=everybody)
+            prepared = await searcher.prepare(collection, request, None, name)
+            # Searches that wait for each other here share the calls to the shards.
+            await everybody()
+            answer = await searcher.answer(collection, prepared)
             describe_search(request, None, answer)
         except RequestValidationError as error:
             return invalid_request_body(error, name), line

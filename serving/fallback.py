@@ -19,11 +19,11 @@ from contract.settings import Settings
 from contract.telemetry import LogField
 from serving.catalog import ServedCollection
 from serving.coverage import Degraded
-from serving.fan_out import FanOutAnswer
 from serving.fusion import Hybrid, fuse
 from serving.merge import merge, merge_freshness
 from serving.metrics import Metrics
 from serving.query import EncodedQuery, QueryEncoder
+from serving.replicas import FanOutAnswer
 from serving.schemas import SearchRequest
 
 _log = structlog.get_logger()

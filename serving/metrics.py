@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from types import TracebackType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily
@@ -52,7 +52,9 @@ class FanOutMetrics:
         self._calls = metrics.shard_calls
         self._collection = collection
         self._seconds = [metrics.shard_call_seconds.labels(collection, str(shard)) for shard in range(shards)]
-        self._in_flight = metrics.shard_calls_in_flight.labels(collection)
+        self._hedges = [metrics.shard_hedges.labels(collection, str(shard)) for shard in range(shards)]
+        self._hedges_won = [metrics.shard_hedges_won.labels(collection, str(shard)) for shard in range(shards)]
+        self.in_flight = metrics.shard_calls_in_flight.labels(collection)
         self._batches = metrics.fan_out_batches.labels(collection)
         self._queries = metrics.fan_out_queries.labels(collection)
         self._coverage = metrics.coverage.labels(collection)
@@ -67,27 +69,52 @@ class FanOutMetrics:
         for _ in range(queries):
             self._coverage.observe(share)
 
-    @contextmanager
-    def call(self, shard: int) -> Iterator[None]:
+    def call(self, shard: int) -> ShardCall:
         """Around one call to a shard: how long it took, and what became of it."""
-        started = time.perf_counter()
-        outcome = "answered"
-        self._in_flight.inc()
-        try:
-            yield
-        except asyncio.CancelledError:
-            outcome = "late"
-            raise
-        except ShardUnavailable:
-            outcome = "unavailable"
-            raise
-        except Exception:
-            outcome = "failed"
-            raise
-        finally:
-            self._in_flight.dec()
-            self._seconds[shard].observe(time.perf_counter() - started)
-            self._calls.labels(self._collection, str(shard), outcome).inc()
+        return ShardCall(self, shard)
+
+    def ended(self, shard: int, seconds: float, outcome: str) -> None:
+        """A call to a shard took this long and ended so."""
+        self._seconds[shard].observe(seconds)
+        self._calls.labels(self._collection, str(shard), outcome).inc()
+
+    def hedge_sent(self, shard: int) -> None:
+        """A second replica of a shard is asked because the first is slow."""
+        self._hedges[shard].inc()
+
+    def hedge_won(self, shard: int) -> None:
+        """The second replica answered first."""
+        self._hedges_won[shard].inc()
+
+
+class ShardCall:
+    """One call to a shard, as a context manager."""
+
+    def __init__(self, metrics: FanOutMetrics, shard: int) -> None:
+        self._metrics = metrics
+        self._shard = shard
+        self._started = 0.0
+        self._abandoned = False
+
+    def is_abandoned(self) -> None:
+        """The call is cancelled because nobody waits for it, not because it is late."""
+        self._abandoned = True
+
+    def __enter__(self) -> ShardCall:
+        self._metrics.in_flight.inc()
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        seconds = time.perf_counter() - self._started
+        self._metrics.in_flight.dec()
+        if error is None:
+            outcome = "answered"
+        elif isinstance(error, asyncio.CancelledError):
+            outcome = "abandoned" if self._abandoned else "late"
+        else:
+            outcome = "unavailable" if isinstance(error, ShardUnavailable) else "failed"
+        self._metrics.ended(self._shard, seconds, outcome)
 
 
 class Metrics:
@@ -107,6 +134,10 @@ class Metrics:
         self.shard_calls = self._counter(telemetry.SHARD_CALLS)
         self.shard_call_seconds = self._histogram(telemetry.SHARD_CALL_SECONDS)
         self.shard_calls_in_flight = self._gauge(telemetry.SHARD_CALLS_IN_FLIGHT)
+        self.shard_hedges = self._counter(telemetry.SHARD_HEDGES)
+        self.shard_hedges_won = self._counter(telemetry.SHARD_HEDGES_WON)
+        self.search_admissions = self._counter(telemetry.SEARCH_ADMISSIONS)
+        self.searches_in_flight = self._gauge(telemetry.SEARCHES_IN_FLIGHT)
         self.fan_out_batches = self._counter(telemetry.FAN_OUT_BATCHES)
         self.fan_out_queries = self._counter(telemetry.FAN_OUT_QUERIES)
         self.http_requests = self._counter(telemetry.HTTP_REQUESTS)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, Path, Query, Request
 
 from contract.topics import check_collection_name
+from serving.admission import Admission
 from serving.catalog import Catalog, ServedCollection
 from serving.confidence import Calibrations
 from serving.dependencies import Dependencies
@@ -51,6 +52,7 @@ def assemble(dependencies: Dependencies) -> Parts:
             Reranker(settings, objects),
             metrics,
             Calibrations.load(settings.confidence_file),
+            Admission(settings.search_in_flight_max, metrics),
         ),
         state=SystemState(dependencies, catalog),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -16,6 +16,7 @@ from contract.errors import InvalidRequest, NotSearchableInTime
 from contract.filters import Filter, check_fields, decode_filter
 from contract.settings import Settings
 from contract.telemetry import LogField
+from serving.admission import Admission
 from serving.catalog import ServedCollection
 from serving.confidence import DEPTH, Calibration, Calibrations, Confidence, QueryKind, assess, query_kind, top_scores
 from serving.coverage import Degraded
@@ -143,6 +144,7 @@ class Searcher:
         reranker: Reranker,
         metrics: Metrics,
         calibrations: Calibrations,
+        admission: Admission,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._settings = settings
@@ -150,6 +152,7 @@ class Searcher:
         self._reranker = reranker
         self._metrics = metrics
         self._calibrations = calibrations
+        self.admission = admission
         self._clock = clock
 
     async def search(
@@ -158,21 +161,20 @@ class Searcher:
         request: SearchRequest,
         image: bytes | None,
         request_id: str,
-        once_encoded: Callable[[], Awaitable[None]] | None = None,
     ) -> AnswerOut:
-        """Hits, coverage, freshness and timings of one search; raises what `prepare` and `answer` raise.
+        """Hits, coverage, freshness and timings of one search.
 
-        `once_encoded` is awaited before the shards are asked: searches that wait for each other share the calls.
+        Raises:
+            Overloaded: too many searches are under way; retryable.
+            RiverlensError: what `prepare` and `answer` raise.
         """
-        prepared = await self.prepare(collection, request, image, request_id)
-        if once_encoded is not None:
-            await once_encoded()
-        return await self.answer(collection, prepared)
+        with self.admission.admit():
+            return await self.answer(collection, await self.prepare(collection, request, image, request_id))
 
     async def prepare(
         self, collection: ServedCollection, request: SearchRequest, image: bytes | None, request_id: str
     ) -> PreparedSearch:
-        """Check a search, wait for its receipts and encode its query.
+        """Check an admitted search, wait for its receipts and encode its query.
 
         Raises:
             InvalidRequest: limits exceeded, no query, a filter that cannot be or names a field that is not
@@ -312,10 +314,13 @@ class Searcher:
                     f"min_receipt: collection {collection.spec.name!r} has no partition {receipt.partition}"
                 )
             wanted[receipt.partition] = max(receipt.offset, wanted.get(receipt.partition, 0))
+        if not wanted:
+            return wanted
         timeout_s = self._settings.min_receipt_timeout_s
-        reached = await asyncio.gather(
-            *(collection.wait_applied(partition, offset, timeout_s) for partition, offset in wanted.items())
-        )
+        with self.admission.aside():
+            reached = await asyncio.gather(
+                *(collection.wait_applied(partition, offset, timeout_s) for partition, offset in wanted.items())
+            )
         late = [place for place, is_reached in zip(wanted.items(), reached, strict=True) if not is_reached]
         if late:
             raise NotSearchableInTime(f"min_receipt: {_named(late)} not searchable within {timeout_s:g} s")

@@ -223,6 +223,12 @@ class ShardUnavailable(Unavailable):
     code = "shard_unavailable"
 
 
+class Overloaded(Unavailable):
+    """As many searches as the server allows are under way; this one was refused before any work."""
+
+    code = "overloaded"
+
+
 class NotSearchableInTime(Unavailable):
     """Not searchable within the bounded wait; with a `receipt`, it is logged and will be."""
 

@@ -15,10 +15,12 @@ from actors.messages import Candidate, Freshness, LexicalQuery, LexicalSearch, S
 from contract.errors import ShardUnavailable
 from serving.app import create_app
 from serving.dependencies import Shard
-from serving.lexical import BATCH_MAX, LexicalFanOut
+from serving.gathering import BATCH_MAX
+from serving.lexical import LexicalFanOut
 from serving.schemas import SearchAnswer
 from tests.unit.serving_fakes import FakeSystem, make_system, picture
 from tests.unit.test_serving_api_images import assert_problem, upload
+from tests.unit.virtual_time import in_virtual_time
 
 SEARCH = "/v1/collections/images/search"
 CAPTIONS = {"red": "a fire engine", "green": "a frog", "blue": "the sea and a boat", "white": "snow on a red roof"}
@@ -266,6 +268,7 @@ async def test_queries_that_come_meanwhile_share_the_next_call() -> None:
     assert (await asking.search(LexicalQuery("later", 1))).candidates[0][0].image_id == "0-later"
 
 
+@in_virtual_time
 async def test_replicas_stand_in_for_each_other_and_gaps_are_counted() -> None:
     dead, broken = GatedShard("0", error=ShardUnavailable("gone")), GatedShard("1", error=RuntimeError("a bug"))
     late = GatedShard("2", open_gate=False)
