@@ -36,6 +36,7 @@ from serving.schemas import (
     SearchRequest,
     UploadReference,
 )
+from serving.shortcut import SearchShortcut
 
 _log = structlog.get_logger()
 
@@ -74,6 +75,7 @@ def create_app(dependencies: Dependencies) -> FastAPI:
         app.include_router(module.router)
     problems.install(app)
     metrics = app.state.parts.metrics
+    app.add_middleware(SearchShortcut, parts=app.state.parts)
     app.add_middleware(RequestRecord, metrics=metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app

@@ -102,31 +102,35 @@ def _fault(item: Mapping[str, Any] | Any) -> dict[str, str]:
     return {"location": ".".join(map(str, location)) or "body", "message": str(item["msg"])}
 
 
+# What is answered with a problem document; everything else is a fault of the server.
+PROBLEMS = (RiverlensError, ProblemError, RequestValidationError, HTTPException)
+
+
+def problem_for(request: Request, error: Exception) -> Response:
+    """The answer to a request that ended in one of PROBLEMS."""
+    request_id = request_id_of(request)
+    match error:
+        case RiverlensError():
+            return problem_of(error, request_id)
+        case ProblemError():
+            return problem_of(error.error, request_id, error.members)
+        case RequestValidationError():
+            return invalid_request(error, request_id)
+        case HTTPException():
+            status = error.status_code
+            code = NotFound.code if status == HTTPStatus.NOT_FOUND else InvalidRequest.code
+            path = f"{request.method} {request.url.path}"
+            response = problem_response(request_id, code=code, status=status, detail=f"{error.detail}: {path}")
+            response.headers.update(error.headers or {})
+            return response
+    raise TypeError(f"{type(error).__name__} has no problem document") from error
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of `app` with a problem document."""
 
-    async def on_riverlens(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RiverlensError)  # noqa: S101 — narrows the type FastAPI promises
-        return problem_of(error, request_id_of(request))
-
     async def on_problem(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ProblemError)  # noqa: S101
-        return problem_of(error.error, request_id_of(request), error.members)
+        return problem_for(request, error)
 
-    async def on_validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)  # noqa: S101
-        return invalid_request(error, request_id_of(request))
-
-    async def on_http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)  # noqa: S101
-        status = error.status_code
-        code = NotFound.code if status == HTTPStatus.NOT_FOUND else InvalidRequest.code
-        path = f"{request.method} {request.url.path}"
-        response = problem_response(request_id_of(request), code=code, status=status, detail=f"{error.detail}: {path}")
-        response.headers.update(error.headers or {})
-        return response
-
-    app.add_exception_handler(RiverlensError, on_riverlens)
-    app.add_exception_handler(ProblemError, on_problem)
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(HTTPException, on_http)
+    for kind in PROBLEMS:
+        app.add_exception_handler(kind, on_problem)
