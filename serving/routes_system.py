@@ -22,6 +22,7 @@ _PAGES = {"/": "index.html", "/docs": "docs.html"}
 _ASSETS = {
     "style.css": "text/css",
     "app.js": "text/javascript",
+    "filter.js": "text/javascript",
     "docs.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }

@@ -1,10 +1,12 @@
 // The search page: words, a picture, a part of a picture, or an indexed image; uploads become hits.
+import { parseFilter } from "/web/filter.js";
+
 const collection = new URLSearchParams(location.search).get("c") || "images";
 const api = `/v1/collections/${encodeURIComponent(collection)}`;
 const at = (id) => document.getElementById(id);
 
-/** What is searched for now: words, a file with an optional crop, an image id, or a mix. */
-const query = { text: "", file: null, crop: null, imageId: null };
+/** What is searched for now: words, a file with an optional crop, an image id, or a mix; and what narrows it. */
+const query = { text: "", file: null, crop: null, imageId: null, filter: "", hybrid: false };
 let running = null;
 
 async function problemOf(response) {
@@ -25,20 +27,47 @@ function rememberInAddress() {
   const parameters = new URLSearchParams();
   if (query.text) parameters.set("q", query.text);
   if (query.imageId) parameters.set("like", query.imageId);
+  if (query.filter) parameters.set("filter", query.filter);
+  if (query.hybrid) parameters.set("hybrid", "1");
   if (collection !== "images") parameters.set("c", collection);
   history.replaceState(null, "", parameters.size ? `?${parameters}` : location.pathname);
 }
 
+/** The filter of the box as JSON, "" without one; null if it cannot be read, which the page then says. */
+function filterField() {
+  let filter = null;
+  let problem = null;
+  try {
+    filter = parseFilter(query.filter);
+  } catch (error) {
+    problem = error.message;
+  }
+  at("filter").setAttribute("aria-invalid", String(problem !== null));
+  if (problem !== null) {
+    notice(problem, true);
+    return null;
+  }
+  return filter === null ? "" : JSON.stringify(filter);
+}
+
 async function search() {
-  if (!query.text && !query.file && !query.imageId) return;
-  rememberInAddress();
   running?.abort();
+  const filter = filterField();
+  if (filter === null) return;
+  if (!query.text && !query.file && !query.imageId) {
+    notice(query.filter ? "A filter narrows a search: give words or a picture, too." : "");
+    return;
+  }
+  rememberInAddress();
   running = new AbortController();
   const form = new FormData();
   if (query.text) form.set("text", query.text);
   if (query.imageId) form.set("image_id", query.imageId);
   if (query.file) form.set("image", query.file);
   if (query.file && query.crop) form.set("crop", JSON.stringify(query.crop));
+  if (filter) form.set("filter", filter);
+  // Only words can be looked up among words.
+  if (query.hybrid && query.text) form.set("hybrid", "true");
   form.set("limit", "24");
   notice("Searching…");
   try {
@@ -179,8 +208,13 @@ async function upload(file) {
 at("search").addEventListener("submit", (event) => {
   event.preventDefault();
   query.text = at("words").value.trim();
-  query.imageId = null;
+  query.filter = at("filter").value.trim();
+  if (query.text) query.imageId = null;
   search();
+});
+at("hybrid").addEventListener("change", (event) => {
+  query.hybrid = event.target.checked;
+  if (query.text) search();
 });
 at("query-file").addEventListener("change", (event) => event.target.files[0] && searchByFile(event.target.files[0]));
 at("upload-file").addEventListener("change", (event) => {
@@ -203,5 +237,9 @@ addEventListener("paste", (event) => event.clipboardData.files[0] && searchByFil
 const given = new URLSearchParams(location.search);
 query.text = given.get("q") || "";
 query.imageId = given.get("like");
+query.filter = given.get("filter") || "";
+query.hybrid = given.get("hybrid") === "1";
 at("words").value = query.text;
+at("filter").value = query.filter;
+at("hybrid").checked = query.hybrid;
 search();

@@ -163,6 +163,7 @@ async def test_metrics_bear_the_agreed_names(http: httpx.AsyncClient) -> None:
         ("/", "text/html"),
         ("/docs", "text/html"),
         ("/web/app.js", "text/javascript"),
+        ("/web/filter.js", "text/javascript"),
         ("/web/style.css", "text/css"),
         ("/web/docs.js", "text/javascript"),
         ("/web/swagger-ui-bundle.js", "text/javascript"),
