@@ -1,7 +1,7 @@
 """A query vector that the caller computed: read from a request in one step, whatever its length.
 
 Two forms: a list of numbers, and base64 of little-endian float32, which is a quarter of the bytes to send
-and a third of the time to read.
+and half the time to read.
 """
 
 from __future__ import annotations
