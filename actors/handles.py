@@ -50,12 +50,21 @@ class _ActorClient:
         return await self.call(method, *arguments, **({"request_ids": request_ids} if request_ids else {}))
 
     async def call(self, method: str, *arguments: object, **named: object) -> Any:
-        """Await `method`; raises the actor's own RiverlensError, or the client's Unavailable."""
+        """Await `method`; raises the actor's own RiverlensError, or the client's Unavailable.
+
+        A caller that is cancelled cancels the actor's work as far as it has not begun.
+        """
         try:
             if self._handle is None:
                 # get_actor blocks on Ray's control store, so it leaves the event loop free.
                 self._handle = await asyncio.to_thread(ray.get_actor, self.name, RAY_NAMESPACE)
-            return await getattr(self._handle, method).remote(*arguments, **named)
+            answer = getattr(self._handle, method).remote(*arguments, **named)
+            try:
+                return await answer
+            except asyncio.CancelledError:
+                # What waits in the actor for a free thread does not begin, then.
+                ray.cancel(answer)
+                raise
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, RiverlensError):

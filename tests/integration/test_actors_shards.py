@@ -214,6 +214,23 @@ async def test_waiters_take_no_search_thread_and_are_woken_by_the_record(instanc
     assert not await instance.shard.wait_applied(0, last + 1000, 0.1)
 
 
+async def test_callers_that_go_away_leave_no_work_and_no_complaint(instance: Instance) -> None:
+    await instance.ready()
+    before = len(instance.log.read_text(errors="replace"))
+    request = ShardSearch("f", instance.vector(0)[None], (ShardQuery(1),))
+    calls = [asyncio.ensure_future(instance.shard.wait_applied(0, 10**9, 3600)) for _ in range(20)]
+    calls += [asyncio.ensure_future(instance.shard.search(request)) for _ in range(200)]  # type: ignore[arg-type]
+    await asyncio.sleep(0.01)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert await instance.nearest(0) == "id-0"
+    assert (await instance.shard.status()).state == "ready"
+    logged = instance.log.read_text(errors="replace")[before:]
+    assert "Traceback" not in logged
+    assert "Cancelled" not in logged
+
+
 async def test_a_killed_shard_comes_back_with_its_points(instance: Instance) -> None:
     await instance.ready()
     last = await instance.publish(20)

@@ -81,3 +81,23 @@ def test_lines_of_an_actor_call_bear_the_ids(request_ids: tuple[str, ...], field
     assert [line.pop("duration_s", None) is not None for line in lines] == [False, True, False]
     call = {"event": "call", "call": "search", **fields}
     assert lines == [{"event": "within", **fields}, call, {"event": "after"}]
+
+
+async def test_work_that_nobody_waits_for_is_cancelled_in_the_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[asyncio.Future[object]] = []
+    cancelled: list[object] = []
+
+    class SilentHandle:
+        def __getattr__(self, _: str) -> Any:
+            return self
+
+        def remote(self, *_: object, **__: object) -> asyncio.Future[object]:
+            answers.append(asyncio.get_running_loop().create_future())
+            return answers[-1]
+
+    monkeypatch.setattr("ray.get_actor", lambda *_: SilentHandle())
+    monkeypatch.setattr("ray.cancel", cancelled.append)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await ShardClient("images", "one", 0, 0).status()
+    assert cancelled == answers
