@@ -102,5 +102,15 @@ lock: $(VENV)/.installed-dev ## Write the installed versions into constraints.tx
 	@{ echo "# Versions every machine installs; written by 'make lock'."; $(BIN)/python -m pip freeze --exclude-editable; } > constraints.txt
 
 .PHONY: bench-serving
-bench-serving: $(VENV)/.installed-dev ## Queries per second, and upload to searchable, on a system of its own
-	$(BIN)/python -m benchmarks.serving
+bench-serving: $(VENV)/.installed-dev ## The whole system over HTTP: searches a second, while points arrive, with a shard killed (BENCH_ARGS="--points 50000 --only load …")
+	$(BIN)/python -m benchmarks.serving $(BENCH_ARGS)
+
+# Where it cannot be had, the result lists it as failed.
+.venv-peers-milvus/.installed: $(BIN)/python benchmarks/serving/peers-milvus.txt
+	@echo "Installing Milvus Lite into .venv-peers-milvus …"
+	$(BIN)/python -m venv .venv-peers-milvus
+	-@.venv-peers-milvus/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/serving/peers-milvus.txt && touch $@
+
+.PHONY: bench-serving-peers
+bench-serving-peers: $(VENV)/.installed-dev .venv-peers/.installed .venv-peers-milvus/.installed ## The same searches against the servers of chromadb and Milvus Lite; adds to the result of bench-serving
+	$(BIN)/python -m benchmarks.serving --only peers $(BENCH_ARGS)

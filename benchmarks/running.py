@@ -1,4 +1,4 @@
-"""A whole Riverlens of the benchmark's own: fresh home folder, free port, sample pictures indexed."""
+"""A whole Riverlens of the benchmark's own: fresh home folder, free port, default settings."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from serving.client import Client
 
@@ -21,9 +22,16 @@ ROOT = Path(__file__).parent.parent
 _READY_WITHIN_S = 300.0
 
 
+class Running(NamedTuple):
+    """A running system: a client of it, and its home folder, by which other programs find its broker."""
+
+    client: Client
+    home: Path
+
+
 @contextlib.contextmanager
-def running_system() -> Iterator[Client]:
-    """Start everything, index `samples/`, yield a client, stop everything."""
+def running_system(*, samples: bool = True) -> Iterator[Running]:
+    """Start everything, index `samples/` if wanted, yield the system, stop everything."""
     home = Path(tempfile.mkdtemp(prefix="rl-bench-"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -41,8 +49,9 @@ def running_system() -> Iterator[Client]:
                 if system.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"not ready: {readiness.missing}\n{(home / 'up.log').read_text()[-4000:]}")
                 pause.wait(0.5)
-            subprocess.run([*command, "index", str(ROOT / "samples" / "captions.csv")], env=environment, check=True)
-            yield client
+            if samples:
+                subprocess.run([*command, "index", str(ROOT / "samples" / "captions.csv")], env=environment, check=True)
+            yield Running(client, home)
     finally:
         system.send_signal(signal.SIGINT)
         system.wait(180)
