@@ -31,7 +31,7 @@ from contract.events import DELETED_HEADER, LogEntry, Quantization, VectorType, 
 
 _CHUNK = 1024
 # RocksDB writes with Python's lock held, and searches wait for it: some 4 microseconds per record.
-_APPLY_AT_ONCE = 16
+APPLY_AT_ONCE = 16
 # A graph file is written anew when the graph has gained this share of points, within these bounds:
 # what it lacks is inserted again at the next start.
 _SAVE_SHARE, _SAVE_MIN, _SAVE_MAX = 0.1, 8192, 32_768
@@ -249,8 +249,8 @@ class ShardEngine:
             FingerprintMismatch: a vector of another encoder.
             Nothing of the few that such a record is among is applied, and nothing after them.
         """
-        for start in range(0, len(records), _APPLY_AT_ONCE):
-            self._apply(records[start : start + _APPLY_AT_ONCE])
+        for start in range(0, len(records), APPLY_AT_ONCE):
+            self._apply(records[start : start + APPLY_AT_ONCE])
         self._segments.wait_for_room()
 
     def _apply(self, records: Sequence[LogRecord]) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import uuid
 from typing import Any
 
 import pytest
@@ -73,7 +74,8 @@ def test_changes_and_deletions_reach_the_words(system: RunningSystem, worded: di
 
 
 def test_words_answer_while_embedders_and_a_shard_are_killed(system: RunningSystem, worded: dict[str, Any]) -> None:
-    others = (f"and {number}" for number in itertools.count())
+    # Words that stand nowhere: the collection holds pictures of other tests, too.
+    others = (uuid.uuid4().hex for _ in itertools.count())
 
     def kill_embedders() -> None:
         for embedder in system.collection()["embedders"]:
