@@ -27,6 +27,7 @@ _log = structlog.get_logger()
 
 APPLICATION = "riverlens"
 _START_TIMEOUT_S = 180.0
+_DEPLOY_ATTEMPTS = 3
 # A resource that Ray gives to the head node alone.
 _HEAD_NODE = "node:__internal_head__"
 
@@ -62,12 +63,7 @@ def _serve(settings: Settings, stopping: threading.Event) -> int:
         # On the machine whose address people know.
         api = api.options(ray_actor_options={"resources": {_HEAD_NODE: 0.001}})
     try:
-        serve.run(
-            api.options(num_replicas=settings.api_replicas).bind(travelling),
-            name=APPLICATION,
-            route_prefix=None,
-            logging_config=quiet,
-        )
+        _deploy(api.options(num_replicas=settings.api_replicas).bind(travelling), quiet)
         _log.info("the api is up", url=settings.base_url)
         stopping.wait()
         _log.info("the api stops")
@@ -78,6 +74,20 @@ def _serve(settings: Settings, stopping: threading.Event) -> int:
             # Others may serve from the same cluster.
             serve.delete(APPLICATION)
     return 0
+
+
+def _deploy(api: Any, logging_config: LoggingConfig) -> None:
+    """Return when replicas answer; raises RuntimeError when Serve has failed to start them several times."""
+    for attempt in range(1, _DEPLOY_ATTEMPTS + 1):
+        try:
+            serve.run(api, name=APPLICATION, route_prefix=None, logging_config=logging_config)
+        except RuntimeError as error:
+            # While everything else starts beside it, Serve's first try may fail.
+            if attempt == _DEPLOY_ATTEMPTS:
+                raise
+            _log.warning("the api did not start; trying again", **{LogField.ERROR: str(error)})
+        else:
+            return
 
 
 def _await_collection(settings: Settings, stopping: threading.Event) -> bool:
