@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import structlog
 
 from actors.delays import Delays, stamps
-from actors.index.engine import ShardEngine, entry_of
+from actors.index.engine import APPLY_AT_ONCE, ShardEngine, entry_of
 from actors.index.rows import Position
 from actors.log.records import LogIdentity, LogReader, LogRecord
 from actors.messages import DelayHistogram, Freshness
@@ -137,7 +137,8 @@ class Replica:
         before = self.positions()
         if records:
             with self._changing(records):
-                self._engine.apply(records)
+                for start in range(0, len(records), APPLY_AT_ONCE):
+                    self._engine.apply(records[start : start + APPLY_AT_ONCE])
             self._note_applied(records, before)
             self._on_applied()
         self._retry_s = _RETRY_FIRST_S

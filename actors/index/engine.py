@@ -30,7 +30,8 @@ from contract.errors import EventInvalid
 from contract.events import DELETED_HEADER, LogEntry, Quantization, VectorType, decode_log_entry
 
 _CHUNK = 1024
-# RocksDB writes with Python's lock held, and searches wait for it: some 4 microseconds per record.
+# RocksDB writes with Python's lock held, some 4 microseconds per record, and searches wait for it:
+# whoever applies many gives them by so few.
 APPLY_AT_ONCE = 16
 # A graph file is written anew when the graph has gained this share of points, within these bounds:
 # what it lacks is inserted again at the next start.
@@ -239,21 +240,15 @@ class ShardEngine:
             self._store.close()
 
     def apply(self, records: Sequence[LogRecord]) -> None:
-        """Apply records in their order, a few at a time; each few atomically with the new positions.
+        """Apply records in their order, atomically: all of them with the new positions, or none.
 
         A record below the stored position of its partition has no effect, so delivery may repeat.
         When this returns, searches find what the records brought. Waits while the graph cannot keep up.
 
         Raises:
-            EventInvalid: a record that is no log entry.
-            FingerprintMismatch: a vector of another encoder.
-            Nothing of the few that such a record is among is applied, and nothing after them.
+            EventInvalid: a record that is no log entry; nothing is applied.
+            FingerprintMismatch: a vector of another encoder; nothing is applied.
         """
-        for start in range(0, len(records), APPLY_AT_ONCE):
-            self._apply(records[start : start + APPLY_AT_ONCE])
-        self._segments.wait_for_room()
-
-    def _apply(self, records: Sequence[LogRecord]) -> None:
         with self._applying:
             progress = self._store.progress
             positions = dict(progress.positions)
@@ -280,6 +275,7 @@ class ShardEngine:
             self._segments.change(effect, effect.matrix(p.dimension))
             # 3. Only now may a reader who waits for a receipt look.
             self._positions = positions
+        self._segments.wait_for_room()
 
     def search(
         self, vectors: FloatMatrix, queries: Sequence[ShardQuery], with_payload: bool = True

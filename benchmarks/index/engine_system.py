@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from actors.index.engine import EngineParameters, ShardEngine
+from actors.index.engine import APPLY_AT_ONCE, EngineParameters, ShardEngine
 from actors.index.graph import give_way
 from actors.log.records import LogIdentity, LogRecord
 from actors.messages import ShardQuery
@@ -98,7 +98,8 @@ class EngineSystem:
         return records
 
     def insert(self, batch: list[LogRecord]) -> None:
-        self._engine.apply(batch)
+        for start in range(0, len(batch), APPLY_AT_ONCE):
+            self._engine.apply(batch[start : start + APPLY_AT_ONCE])
         self._applied += 1
 
     def finish(self) -> None:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors.index.engine import APPLY_AT_ONCE, ShardEngine
+from actors.index.engine import ShardEngine
 from actors.messages import ShardQuery
 from contract.filters import Filter, Match
 from tests.engine_log import Expected, drained
@@ -61,9 +61,7 @@ def assert_whole(engine: ShardEngine, seed: int) -> int:
     plan = script(seed)
     position = engine.positions()[0]
     expected = Expected(plan.events[: position.source_offset + 1])
-    # Wherever a delivery began, a few are applied together or not at all.
-    few = [position.log_offset - begun for begun in (0, *plan.ends) if begun <= position.log_offset]
-    assert any(count % APPLY_AT_ONCE == 0 for count in few), "no part of a few"
+    assert position.log_offset in (0, *plan.ends), "no half of a batch"
     assert (engine.points, engine.deleted) == (len(expected.vectors), len(expected.deleted))
     states = {state.image_id: state for state in engine.scan(None, 1000)}
     assert sorted(states) == sorted(expected.vectors)
