@@ -14,7 +14,7 @@ from contract.settings import Settings
 from contract.topics import image_events_topic
 from streams.ingest_group import INGEST_GROUP
 from streams.outcome import SourceEvent
-from streams.prompt_transport import PromptTransport
+from streams.transport import CommittingTransport, PromptTransport
 
 Submit = Callable[[Sequence[tuple[SourceEvent, Callable[[], Awaitable[object]]]]], Awaitable[None]]
 
@@ -51,8 +51,7 @@ def make_app(settings: Settings, collections: Sequence[str], submit: Submit) -> 
         # At a rebalance the new owner may repeat what is in flight here; shards apply it once.
         stream_wait_empty=False,
     )
-    if memory:
-        app.transport = PromptTransport(app.conf.broker_consumer, app)
+    app.transport = (PromptTransport if memory else CommittingTransport)(app.conf.broker_consumer, app)
     topic = app.topic(
         *(image_events_topic(name) for name in collections),
         key_type=bytes,

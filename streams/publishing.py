@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 import structlog
 
@@ -17,6 +18,7 @@ from streams.metrics import count_event
 from streams.outcome import Outcome, SourceEvent, rejected
 
 _log = structlog.get_logger()
+_LOOK_EVERY_S = 0.5
 
 
 class Log(Protocol):
@@ -63,7 +65,7 @@ class Publisher:
         attempts = 0
         while records:
             try:
-                await self._log.send_all(records)
+                await self._while_live(collection, self._log.send_all(records))
                 break
             except BrokerUnavailable as error:
                 attempts += 1
@@ -71,6 +73,18 @@ class Publisher:
                 if not self._is_live(collection):
                     break
                 await self._clock.sleep(pause_s(attempts))
+
+    async def _while_live(self, collection: str, sending: Coroutine[Any, Any, object]) -> None:
+        """Await a sending; leave it behind when its collection ends, since topics that are gone confirm nothing."""
+        task = asyncio.create_task(sending)
+        try:
+            while not task.done() and self._is_live(collection):
+                await asyncio.wait({task}, timeout=_LOOK_EVERY_S)
+        finally:
+            if not task.done():
+                task.cancel()
+        if task.done():
+            task.result()
 
     def _is_live(self, collection: str) -> bool:
         try:

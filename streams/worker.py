@@ -25,7 +25,7 @@ from prometheus_client import start_http_server
 from actors.cluster import connect
 from actors.handles import EmbedderClient
 from actors.log.connection import bootstrap_servers
-from actors.log.producer import LogProducer
+from actors.log.producer import FLUSH_S, LogProducer
 from actors.log.registry import CollectionRegistry
 from actors.logs import configure
 from actors.objects import ObjectStore
@@ -39,6 +39,7 @@ from streams.pipeline import Pipeline
 _log = structlog.get_logger()
 _LOOK_EVERY_S = 1.0
 _DRAIN_WITHIN_S = 20.0
+_STOP_WITHIN_S = 20.0
 
 
 class End(Enum):
@@ -126,13 +127,19 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
         if collections.incarnations() != served:
             end = End.COLLECTIONS_CHANGED
             break
+    flush_s = FLUSH_S
     if end is not End.FAILED:
         try:
             await asyncio.wait_for(pipeline.drain(), _DRAIN_WITHIN_S)
+            # What is not confirmed by then is of collections that ended.
+            flush_s = 0.0
         except TimeoutError:
             _log.warning("stopped with batches in flight; they are repeated at the next start")
-    await app.stop()
-    await asyncio.to_thread(producer.close)
+    try:
+        await asyncio.wait_for(app.stop(), _STOP_WITHIN_S)
+    except TimeoutError:
+        _log.warning("the Kafka client does not end; the process leaves it behind")
+    await asyncio.to_thread(producer.close, flush_s)
     executor.shutdown(wait=False, cancel_futures=True)
     return end
 

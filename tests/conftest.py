@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.integration.pictures import sample_pictures
 from tests.integration.system import RunningSystem, kafka_can_run
+
+_RUNNING: list[RunningSystem] = []
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    """Beside a failure stands what the systems that ran during it had to say."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        report.sections += [(f"log of the system on {one.kind}", one.warnings()) for one in _RUNNING]
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +44,13 @@ def system(request: pytest.FixtureRequest, short_tmp: Path) -> Iterator[RunningS
     if kind == "kafka" and not kafka_can_run():
         pytest.skip("Apache Kafka needs Java 17 and Maven")
     running = RunningSystem(short_tmp / kind, kind)
+    _RUNNING.append(running)
     try:
         running.start()
         yield running
     finally:
         running.end()
+        _RUNNING.remove(running)
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +66,10 @@ def fresh_system(short_tmp: Path) -> Iterator[Callable[..., RunningSystem]]:
 
     def make(name: str, kind: str, **settings: str) -> RunningSystem:
         made.append(RunningSystem(short_tmp / name, kind, settings))
+        _RUNNING.append(made[-1])
         return made[-1]
 
     yield make
     for one in made:
         one.end()
+        _RUNNING.remove(one)

@@ -21,7 +21,7 @@ _log = structlog.get_logger()
 
 DELIVERY_TIMEOUT_S = 30.0
 _POLL_S = 0.1
-_FLUSH_S = 10.0
+FLUSH_S = 10.0
 # What says "never" of this very record.
 _REFUSED = frozenset(
     {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD, KafkaError.INVALID_MSG, KafkaError._INVALID_ARG}
@@ -112,13 +112,13 @@ class LogProducer:
             raise failure
         return offsets
 
-    def close(self) -> None:
-        """Wait up to 10 s for what was sent, then release the connection."""
+    def close(self, flush_s: float = FLUSH_S) -> None:
+        """Wait up to `flush_s` seconds for what was sent, then release the connection."""
         if self._closed.is_set():
             return
         self._closed.set()
         self._thread.join()
-        left = self._producer.flush(_FLUSH_S)
+        left = self._producer.flush(flush_s)
         if left:
             _log.warning("records left unsent at close", **{LogField.COUNT: left})
 
@@ -164,7 +164,7 @@ class LogProducer:
         old, self._producer, self._failed = self._producer, Producer(self._config), False
         # What the old one still holds must fail now, not arrive late behind newer records.
         old.purge()
-        deadline = time.monotonic() + _FLUSH_S
+        deadline = time.monotonic() + FLUSH_S
         while len(old) and time.monotonic() < deadline:
             self._serve(old, _POLL_S)
         _log.warning("producer restarted after a fatal error")

@@ -93,6 +93,14 @@ class RunningSystem:
         """The end of everything the processes printed."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    def warnings(self, lines: int = 40) -> str:
+        """The end of what they printed beyond their usual lines, and the very last lines."""
+        if not self.log.exists():
+            return "(no log)"
+        printed = self.log.read_text(errors="replace").splitlines()
+        unusual = [line for line in printed[:-10] if "info " not in line and "debug " not in line]
+        return "\n".join([*unusual[-lines:], "…", *printed[-10:]])
+
     def stop(self, within_s: float = 90) -> int:
         """Ctrl-C, as a person would; the exit status."""
         assert self.process is not None

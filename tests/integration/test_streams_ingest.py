@@ -111,7 +111,11 @@ class Instance:
             return 0
         if self.worker.poll() is None:
             self.worker.send_signal(number)
-        code = self.worker.wait(60)
+        try:
+            code = self.worker.wait(60)
+        except subprocess.TimeoutExpired:
+            self.worker.kill()
+            code = self.worker.wait()
         self.worker = None
         return code
 
@@ -267,4 +271,18 @@ async def test_collections_come_and_go_while_the_worker_runs(running: Instance) 
     receipt = await running.send(await running.upload("later", "second-life", png(8)))
     log = running.log_of("later", [receipt])
     assert {entry.image_id for _, entry in log if isinstance(entry, PointEmbedded)} == {"second-life"}
+    assert running.stop_worker() == 0, running.output()[-4000:]
+
+
+async def test_a_collection_dropped_before_its_offsets_are_committed_stops_no_other(running: Instance) -> None:
+    running.start_worker()
+    for life in range(2):
+        running.collection("brief")
+        uploads = [await running.upload("brief", f"b{life}-{n}", png(n)) for n in range(300)]
+        receipts = await asyncio.gather(*(running.send(upload) for upload in uploads))
+        running.log_of("brief", receipts[:1], to_its_end=False)
+        # Offsets are committed twice a second; here more are being acknowledged all the time.
+        drop_collection(running.settings, running.registry, "brief")
+        receipt = await running.send(await running.upload("images", f"beside-{life}", png(life)))
+        running.log_of("images", [receipt])
     assert running.stop_worker() == 0, running.output()[-4000:]
