@@ -39,7 +39,7 @@ from streams.pipeline import Pipeline
 _log = structlog.get_logger()
 _LOOK_EVERY_S = 1.0
 _DRAIN_WITHIN_S = 20.0
-_STOP_WITHIN_S = 20.0
+_STOP_WITHIN_S = 10.0
 
 
 class End(Enum):
