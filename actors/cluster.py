@@ -256,6 +256,8 @@ def connect(settings: Settings, wait_s: float = 60.0, forward_logs: bool = False
 
 def _run_local(settings: Settings, stopping: threading.Event) -> int:
     """Run a local head until `stopping`; the exit status."""
+    # One that was killed could not withdraw its address.
+    settings.ray_file.unlink(missing_ok=True)
     cluster = LocalRay(_token_file(settings))
     try:
         address = cluster.start()

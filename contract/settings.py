@@ -251,6 +251,12 @@ class Settings(BaseSettings):
     snapshot_remote: bool = True
     """Whether snapshots also go to the object store, where a new replica or machine finds them."""
 
+    restarts_max: int = Field(5, ge=0)
+    """Restarts of one process of `riverlens up` within `restarts_window_s` before `up` gives up; 0 for none."""
+
+    restarts_window_s: float = Field(120.0, gt=0)
+    """The time over which `restarts_max` counts, in seconds."""
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -1,4 +1,4 @@
-"""A single-node Apache Kafka in KRaft mode, as a child process, on 127.0.0.1 and free ports.
+"""A single-node Apache Kafka in KRaft mode, as a child process, on 127.0.0.1 and free ports, which it keeps.
 
 Its data lies in `home/kafka/data` and survives restarts; so does the cluster id, by which shards
 tell this log from another.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -106,7 +107,7 @@ class LocalKafka:
         self._end_orphan()
         if self._log_file.exists() and self._log_file.stat().st_size > _LOG_BYTES_MAX:
             self._log_file.replace(self._log_file.with_suffix(".log.1"))
-        broker_port, controller_port = _free_ports(2)
+        broker_port, controller_port = self._ports()
         self._write_properties(broker_port, controller_port)
         self._format()
         log_config = f"-Dlog4j2.configurationFile={RESOURCES / 'log4j2.xml'}"
@@ -167,6 +168,20 @@ class LocalKafka:
     def tail(self) -> str:
         """The end of Kafka's log."""
         return "\n".join(self._log_file.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+
+    def _ports(self) -> tuple[int, int]:
+        """Ports of the broker and its controller: those of the last run if they are free.
+
+        Clients know their broker by its address, so they find one that was started again only there.
+        """
+        known = re.search(r"PLAINTEXT://127\.0\.0\.1:(\d+),CONTROLLER://127\.0\.0\.1:(\d+)", self._former_properties())
+        if known is not None and all(map(_is_free, ports := (int(known[1]), int(known[2])))):
+            return ports
+        first, second = _free_ports(2)
+        return first, second
+
+    def _former_properties(self) -> str:
+        return self._properties.read_text() if self._properties.exists() else ""
 
     def _write_properties(self, broker_port: int, controller_port: int) -> None:
         own = {
@@ -261,6 +276,18 @@ def _free_ports(count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
+
+
+def _is_free(port: int) -> bool:
+    """Whether a server can listen on a port of 127.0.0.1."""
+    with socket.socket() as probe:
+        # As Kafka does: connections of the last run that still fade away are no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _listens(port: int) -> bool:

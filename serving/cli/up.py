@@ -1,4 +1,4 @@
-"""`riverlens up`: the processes of the Procfile in the foreground, started together, stopped in order."""
+"""`riverlens up`: the processes of the Procfile in the foreground, started together, kept running, stopped in order."""
 
 from __future__ import annotations
 
@@ -13,97 +13,40 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from honcho.environ import parse_procfile
-from honcho.manager import Manager
 
-from contract.errors import SettingsInvalid, Unavailable
+from actors.log.connection import LocalBroker, read_local_broker
+from contract.errors import BrokerUnavailable, SettingsInvalid, Unavailable
 from contract.settings import Settings
 from serving.cli.output import console
+from serving.cli.processes import STOP_EACH_S, KeptProcesses
+from serving.cli.restarts import Restarts
 from serving.client import Client, Readiness
 
 ROOT = Path(__file__).parent.parent.parent
-_STOP_EACH_S = 30.0
 _READY_WITHIN_S = 300.0
-
-
-class OrderedManager(Manager):  # type: ignore[misc]  # honcho ships no types
-    """Honcho's manager, but it stops the processes one after the other, the last started first.
-
-    A process that still drains (the HTTP server, the stream) needs what stands below it (Ray, the
-    broker) until it is done.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stop_requested = False
-        self.failed: str | None = None
-        self._terminating = False
-        self._stopper: threading.Thread | None = None
-
-    def _start(self) -> None:
-        super()._start()
-        # Manager.loop has just installed handlers of its own, which know no order and no second Ctrl-C.
-        signal.signal(signal.SIGINT, self._on_signal)
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
-        if self.stop_requested:
-            self._killall(force=True)
-            return
-        self.stop_requested = True
-        self._system_print("stopping; Ctrl-C again ends everything at once\n")
-        self.terminate()
-
-    def terminate(self) -> None:
-        """Begin to stop everything in order; also called by the loop when one process has ended."""
-        if self._terminating:
-            return
-        self._terminating = True
-        if not self.stop_requested:
-            ended = [name for name, entry in self._processes.items() if entry.get("returncode") is not None]
-            self.failed = ended[0] if ended else None
-        self._stopper = threading.Thread(target=self._stop_in_order, daemon=True)
-        self._stopper.start()
-
-    def kill(self) -> None:
-        """Called by the loop a few seconds after the first stop; each stop has a bound of its own instead."""
-
-    def _stop_in_order(self) -> None:
-        for name in reversed(list(self._processes)):
-            entry = self._processes[name]
-            deadline = time.monotonic() + _STOP_EACH_S
-            # A process is stoppable once the loop has heard of its pid.
-            while entry.get("pid") is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            if entry.get("pid") is None:
-                continue
-            self._procmgr.terminate(entry["pid"])
-            while entry.get("returncode") is None and time.monotonic() < deadline:
-                time.sleep(0.05)
-            if entry.get("returncode") is None:
-                self._system_print(f"{name} did not stop within {_STOP_EACH_S:.0f} s and is ended\n")
-                self._procmgr.kill(entry["pid"])
-
-    def pids(self) -> dict[str, int]:
-        """Pids of the processes heard of so far."""
-        return {name: entry["pid"] for name, entry in self._processes.items() if entry.get("pid") is not None}
-
-    def unclean(self) -> dict[str, int]:
-        """Processes that ended with another status than 0, with it."""
-        return {name: entry["returncode"] for name, entry in self._processes.items() if entry.get("returncode")}
+# Names in the Procfile.
+_BROKER, _RAY = "broker", "ray"
 
 
 def run(settings: Settings) -> int:
-    """Run until Ctrl-C; returns 0 after a clean stop, 1 when a process ended by itself.
+    """Run until Ctrl-C; returns 0 after a clean stop, 1 when a process could not be kept running.
 
     Raises SettingsInvalid when the home folder or the port is in use.
     """
     with _claim(settings) as run_file:
         _check_port(settings)
-        manager = OrderedManager()
+        # What an earlier run announced is not there any more.
+        settings.broker_file.unlink(missing_ok=True)
+        broker = _BrokerWatch(settings)
+        manager = KeptProcesses(
+            Restarts(settings.restarts_max, settings.restarts_window_s),
+            foundations=frozenset({_RAY}),
+            foundation_moved=lambda: _BROKER if broker.moved() else None,
+            on_started=lambda pids: _write_run_file(run_file, pids),
+        )
         environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -115,10 +58,13 @@ def run(settings: Settings) -> int:
         for name, command in parse_procfile((ROOT / "Procfile").read_text()).processes.items():
             # exec: the shell must not stand between a signal and the process.
             manager.add_process(name, f"exec {command}", env=environment, cwd=str(ROOT))
-        threading.Thread(target=_announce, args=(settings, manager, run_file), daemon=True).start()
+        threading.Thread(target=_announce, args=(settings, manager), daemon=True).start()
         manager.loop()
     if manager.failed is not None:
-        console.print(f"[bold red]{manager.failed} ended by itself[/]; its last lines above say why", highlight=False)
+        console.print(
+            f"[bold red]{manager.failed} ended by itself[/] and is not started again; its last lines above say why",
+            highlight=False,
+        )
         return 1
     unclean = manager.unclean()
     if unclean:
@@ -128,17 +74,39 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _announce(settings: Settings, manager: OrderedManager, run_file: Path) -> None:
-    """Say once that everything is ready, and keep the list of processes for a later start to clean up after."""
+class _BrokerWatch:
+    """Notices that the local broker was started anew elsewhere, or as another one.
+
+    Clients find their broker again where it was; in another place, or with another log, they never do.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._known: LocalBroker | None = None
+
+    def moved(self) -> bool:
+        """Whether the broker that is announced differs from the last one that was; True once per change."""
+        try:
+            announced = read_local_broker(self._settings)
+        except BrokerUnavailable:
+            return False  # half of a file says nothing; the next look will
+        if announced is None or announced == self._known:
+            return False
+        before, self._known = self._known, announced
+        return before is not None
+
+
+def _announce(settings: Settings, manager: KeptProcesses) -> None:
+    """Say once that everything is ready."""
     pause = threading.Event()
     with Client(settings.base_url, deadline_s=10) as client:
         deadline = time.monotonic() + _READY_WITHIN_S
         readiness = Readiness(ready=False, missing=("starting",))
         while not readiness.ready and time.monotonic() < deadline and not manager.stop_requested:
-            _write_run_file(run_file, manager.pids())
             pause.wait(0.5)
             readiness = client.readiness()
     if readiness.ready:
+        manager.ready()
         console.print(f"[bold green]Riverlens is ready:[/] {settings.base_url}", highlight=False)
     elif not manager.stop_requested and manager.failed is None:
         console.print(
@@ -189,7 +157,7 @@ def _end_orphans(processes: dict[str, int]) -> None:
             continue
         console.print(f"ending {name} (pid {pid}), left over by an earlier run that was killed", highlight=False)
         os.killpg(pid, signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_EACH_S
+        deadline = time.monotonic() + STOP_EACH_S
         while _command_of(pid) and time.monotonic() < deadline:
             time.sleep(0.1)
         if _command_of(pid):
