@@ -139,7 +139,8 @@ class Images:
         point = await self._fetch(collection, image_id, partition)
         if _present(point):
             return point
-        if not caught_up and point is None:
+        if not caught_up:
+            # Also of an id that the shard knows as deleted: it may have been uploaded again since.
             return None
         raise NotFound(f"there is no image {image_id!r} in collection {collection.spec.name!r}")
 

@@ -202,6 +202,19 @@ async def test_a_fresh_id_is_never_unknown(http: httpx.AsyncClient, system: Fake
     assert (await asking).json()["state"] == "searchable"
 
 
+async def test_an_id_uploaded_again_after_its_deletion_is_never_unknown(
+    http: httpx.AsyncClient, system: FakeSystem
+) -> None:
+    """The shard, which is behind, knows the deletion only."""
+    await upload(http, picture("red"), id="again")
+    assert (await http.delete(f"{IMAGES}/again", params={"wait": "searchable"})).status_code == 202
+    system.applying = False
+    assert (await upload(http, picture("blue"), "logged", id="again")).status_code == 202
+    assert (await http.get(f"{IMAGES}/again")).json()["state"] == "logged"
+    assert (await http.patch(f"{IMAGES}/again", json={"payload": {"a": 1}})).status_code == 202
+    assert (await http.delete(f"{IMAGES}/again")).status_code == 202
+
+
 async def test_an_unknown_id_is_not_found(http: httpx.AsyncClient, system: FakeSystem) -> None:
     for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/content")):
         assert_problem(await http.request(method, f"{IMAGES}/nobody{path}"), 404, "not_found")
