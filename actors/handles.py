@@ -33,6 +33,8 @@ from actors.messages import (
     embedder_name,
     shard_name,
 )
+from actors.search_port.caller import SearchCaller
+from actors.search_port.frames import SearchAddress
 from contract.errors import EmbedderUnavailable, RiverlensError, ShardUnavailable, Unavailable
 
 
@@ -120,10 +122,19 @@ class ShardClient:
         self.shard = shard
         self.replica = replica
         self._client = _ActorClient(shard_name(collection, incarnation, shard, replica), ShardUnavailable)
+        self._searches = SearchCaller(self._client.name, self._search_address)
 
     async def search(self, request: ShardSearch) -> ShardSearchResult:
         """One batched call, which names its requests. Raises FingerprintMismatch for vectors of another encoder."""
-        return cast(ShardSearchResult, await self._client.call("search", request))
+        result = await self._searches.search(request)
+        return cast(ShardSearchResult, await self._client.call("search", request)) if result is None else result
+
+    def close(self) -> None:
+        """Close what waits for the next search; a search after this opens it again."""
+        self._searches.close()
+
+    async def _search_address(self) -> SearchAddress | None:
+        return cast("SearchAddress | None", await self._client.call("search_address"))
 
     async def search_lexical(self, request: LexicalSearch) -> ShardSearchResult:
         """One batched call; candidates carry BM25 scores. Needs no encoder."""

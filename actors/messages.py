@@ -75,7 +75,7 @@ class ShardSearch(Struct, frozen=True):
     request_ids: tuple[str, ...] = ()
 
 
-class Candidate(Struct, frozen=True):
+class Candidate(Struct, frozen=True, array_like=True):
     """A point a shard found. `score` is the inner product with the query; `payload` is JSON bytes."""
 
     image_id: str
@@ -127,6 +127,7 @@ class PointState(Struct, frozen=True, kw_only=True):
     """What a shard knows of one image id. `state` is `searchable`, `rejected` or `deleted`.
 
     A rejected re-upload of a searchable image leaves it `searchable` and fills `rejection_*`.
+    `last_offset` is the source offset of the newest event of any kind that is known of the id.
     `vector` is (d,) float32 and present only when asked for.
     """
 
@@ -143,6 +144,7 @@ class PointState(Struct, frozen=True, kw_only=True):
     rejection_code: str | None = None
     rejection_reason: str | None = None
     rejection_offset: int | None = None
+    last_offset: int = -1
     vector: FloatMatrix | None = None
 
 

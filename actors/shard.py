@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import ray
 import structlog
+from ray.util import get_node_ip_address
 from rocksdict import DbClosedError
 
 from actors.call_context import answering
@@ -38,6 +39,8 @@ from actors.messages import (
 from actors.recovery import LogState, Recovery, SnapshotKeeper, is_damage
 from actors.replica import AppliedWaiters, Replica
 from actors.scanning import scan
+from actors.search_port.frames import SearchAddress
+from actors.search_port.server import SearchPort
 from actors.snapshot_objects import SnapshotObjects, snapshots_prefix
 from contract.errors import FingerprintMismatch, InvalidRequest, ShardUnavailable, Unavailable
 from contract.events import CollectionSpec
@@ -99,6 +102,7 @@ class Shard:
         self._recovery: Recovery | None = None
         self._keeper: SnapshotKeeper | None = None
         self._lexical: LexicalFollower | None = None
+        self._port: SearchPort | None = None
         self._error: str | None = None
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -267,10 +271,14 @@ class Shard:
         return engine
 
     async def _in_pool(self, work: Callable[[], Answer]) -> Answer:
+        # The context says which requests the work is for.
+        run = contextvars.copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(self._pool, run, self._guarded, work)
+
+    def _guarded(self, work: Callable[[], Answer]) -> Answer:
+        """What `work` returns; a store that is closed or damaged makes the shard unavailable."""
         try:
-            # The context says which requests the work is for.
-            run = contextvars.copy_context().run
-            return await asyncio.get_running_loop().run_in_executor(self._pool, run, work)
+            return work()
         except DbClosedError as error:
             raise ShardUnavailable(f"shard {self._shard} is replacing or closing its store") from error
         except Exception as error:
@@ -279,8 +287,20 @@ class Shard:
             self._fail(error)
             raise ShardUnavailable(f"the store of shard {self._shard} is damaged") from error
 
+    async def search_address(self) -> SearchAddress | None:
+        """Where this replica takes searches by vector; None where its calls must be encrypted, which Ray's are."""
+        if self._port is None and os.environ.get("RAY_USE_TLS", "0") == "0":
+            self._port = SearchPort(str(get_node_ip_address()), self._search, _SEARCH_THREADS)  # type: ignore[no-untyped-call]
+        return None if self._port is None else self._port.address
+
     async def search(self, request: ShardSearch) -> ShardSearchResult:
-        """One batch of queries. Raises FingerprintMismatch, InvalidRequest, ShardUnavailable (retryable)."""
+        """One batch of queries, for callers without a search port.
+
+        Raises FingerprintMismatch, InvalidRequest, ShardUnavailable (retryable).
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._search, request)
+
+    def _search(self, request: ShardSearch) -> ShardSearchResult:
         if request.fingerprint != self._spec.fingerprint:
             raise FingerprintMismatch(
                 f"the query is of encoder {request.fingerprint}, the collection of {self._spec.fingerprint}"
@@ -293,7 +313,7 @@ class Shard:
             return ShardSearchResult(engine.search(request.vectors, request.queries, request.with_payload), freshness)
 
         with answering("search", request.request_ids):
-            return await self._in_pool(work)
+            return self._guarded(work)
 
     async def search_lexical(self, request: LexicalSearch) -> ShardSearchResult:
         """One batch of queries by words. Raises InvalidRequest, ShardUnavailable (retryable)."""
@@ -375,6 +395,8 @@ class Shard:
     async def close(self) -> None:
         """End the threads, take a last snapshot and close the store; the actor is killed after this."""
         self._stopping.set()
+        if self._port is not None:
+            await asyncio.to_thread(self._port.close)
         if self._lexical is not None:
             self._lexical.restart()  # a build that is under way ends
         for thread in self._threads:

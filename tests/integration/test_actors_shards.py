@@ -155,7 +155,15 @@ class Instance:
 
     async def nearest(self, n: int, fingerprint: str = "f") -> str:
         request = ShardSearch(fingerprint, self.vector(n)[None], (ShardQuery(1),))
-        return (await self.shard.search(request)).candidates[0][0].image_id
+        try:
+            return (await self.shard.search(request)).candidates[0][0].image_id
+        finally:
+            await self.hang_up()
+
+    async def hang_up(self) -> None:
+        """Every test has an event loop of its own, and connections belong to one."""
+        self.shard.close()
+        await asyncio.sleep(0)
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +193,7 @@ async def test_what_a_shard_logs_names_the_requests_it_works_for(instance: Insta
         await instance.shard.fetch(["id-7"])
     both = ("request-8", "request-9")
     await instance.shard.search(ShardSearch("f", instance.vector(0)[None], (ShardQuery(1),), request_ids=both))
+    await instance.hang_up()
 
     def told(call: str, request_id: str) -> bool:
         lines = instance.log.read_text(errors="replace").splitlines()
