@@ -93,6 +93,10 @@ bench-index-quantization: $(VENV)/.installed-dev ## Recall, memory and speed of 
 bench-index-filters: $(VENV)/.installed-dev ## Recall and speed of filtered searches
 	$(BIN)/python -m benchmarks.index.filters $(BENCH_ARGS)
 
+.PHONY: bench-ways
+bench-ways: $(VENV)/.installed-dev ## Ways to reach the shards: actor calls, deployment handles, search ports, the same process
+	$(BIN)/python -m benchmarks.ways $(BENCH_ARGS)
+
 .PHONY: bench-rerank
 bench-rerank: $(VENV)/.installed-dev ## What re-ranking gains on turned, cut and scaled copies, and what its stages cost
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.rerank $(BENCH_ARGS)
