@@ -45,6 +45,13 @@ class ImageTooLarge(InvalidImage):
     http_status = 413
 
 
+class UrlRefused(RiverlensError):
+    """A URL that is not fetched: its scheme, port or credentials, or it leads into a private network."""
+
+    code = "url_refused"
+    http_status = 422
+
+
 class NotFound(RiverlensError):
     """A collection or an image that is not there."""
 
@@ -121,6 +128,19 @@ class ObjectMissing(RiverlensError):
 
     code = "object_missing"
     http_status = 404
+
+
+class DecoderUnavailable(Unavailable):
+    """No process that decodes pictures can be started."""
+
+    code = "decoder_unavailable"
+
+
+class UrlUnavailable(Unavailable):
+    """The server behind a URL cannot be reached, is too slow, or answers with an error."""
+
+    code = "url_unavailable"
+    http_status = 502
 
 
 class EmbedderUnavailable(Unavailable):

@@ -155,8 +155,14 @@ class Settings(BaseSettings):
     ingest_batches_in_flight: int = Field(4, ge=1)
     """Batches that are fetched, decoded and embedded side by side; bounds the worker's memory."""
 
-    decode_threads: int = Field(2, ge=1)
-    """Threads that fetch and decode pictures in a stream worker."""
+    decode_processes: int = Field(2, ge=1)
+    """Processes that decode pictures, for each stream worker and each replica of the API."""
+
+    decode_timeout_s: float = Field(20.0, gt=0)
+    """Longest time one picture may take to decode, in seconds; its process is killed then, and the picture rejected."""
+
+    decode_memory_bytes: int = Field(2 * 1024 * 1024 * 1024, ge=512 * 1024 * 1024)
+    """Address space of one decoding process, in bytes; a picture that needs more is rejected."""
 
     max_image_bytes: int = Field(32 * 1024 * 1024, ge=1)
     """Largest upload in bytes."""
@@ -166,6 +172,21 @@ class Settings(BaseSettings):
 
     min_image_side: int = Field(8, ge=1)
     """Shortest side a picture may have, in pixels."""
+
+    max_image_aspect: float = Field(100.0, ge=1)
+    """Most that the longer side of a picture may be of the shorter one."""
+
+    max_image_frames: int = Field(2000, ge=1)
+    """Most frames or pages of a file; only the first one is looked at."""
+
+    url_timeout_s: float = Field(15.0, gt=0)
+    """Longest time an upload by `url` may take to fetch, redirects and all, in seconds."""
+
+    url_ports: list[int] = [80, 443]
+    """Ports from which uploads by `url` may be fetched."""
+
+    url_allow_networks: list[str] = []
+    """Networks (`10.1.0.0/16`) from which uploads by `url` may be fetched although they are private."""
 
     fetch_attempts: int = Field(5, ge=1)
     """Tries to fetch a picture from a failing object store before it becomes a retryable dead letter."""

@@ -159,6 +159,7 @@ class LogField(StrEnum):
     STAGE = "stage"
     DURATION_S = "duration_s"
     COUNT = "count"
+    PID = "pid"
     ERROR = "error"
     METHOD = "method"
     ROUTE = "route"

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from actors.decoding.encoding import thumbnail
 from actors.embedding.preprocessing import decode
 from actors.embedding.registry import load_encoder
 from actors.messages import FloatMatrix
@@ -28,7 +29,6 @@ from contract.settings import Settings
 from evaluation.cached_vectors import picture_vectors
 from evaluation.copies import Alteration, far_copies, near_copies
 from evaluation.datasets import Picture, content_sha256, tuxpaint
-from serving.pictures import thumbnail
 from serving.rerank.dedupe import Rule, cosines, representatives, undecided
 from serving.rerank.diversify import marginal_relevance
 from serving.rerank.geometry import SIDE, Features, confirmed_relevance, features, inliers
@@ -229,9 +229,7 @@ def _png(image: Image.Image) -> bytes:
 
 def _thumbnail(image: Image.Image, size: int, settings: Settings) -> Image.Image:
     """The picture as the object store keeps it."""
-    # One stamp is 7 pixels high; an upload would be refused, but it stays in the measured set.
-    data = thumbnail(_png(image), size, settings.model_copy(update={"min_image_side": 1}))
-    with Image.open(io.BytesIO(data)) as opened:
+    with Image.open(io.BytesIO(thumbnail(image, size))) as opened:
         return opened.convert("RGB")
 
 

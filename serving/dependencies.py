@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from actors.decoding.messages import Region
+from actors.decoding.pool import Decoded, Described
 from actors.messages import (
     EmbedderRole,
     EmbedderStatus,
@@ -14,6 +16,7 @@ from actors.messages import (
     LexicalSearch,
     Pixels,
     PointState,
+    PreprocessSpec,
     ShardScan,
     ShardScanResult,
     ShardSearch,
@@ -85,6 +88,31 @@ class Objects(Protocol):
         """Bytes of a key. Raises ObjectMissing, ImageTooLarge, ObjectStoreUnavailable (retryable)."""
 
 
+class Decoder(Protocol):
+    """Decodes pictures where they can do no harm; `actors.decoding.pool.DecodingPool`.
+
+    Every method may raise InvalidImage, ImageTooLarge, DecoderUnavailable (retryable).
+    """
+
+    async def inspect(self, data: bytes) -> Described:
+        """Type and size by the header."""
+
+    async def square(self, data: bytes, spec: PreprocessSpec, region: Region | None = None) -> Decoded:
+        """The square an encoder takes."""
+
+    async def small(self, data: bytes, side: int, region: Region | None = None) -> Decoded:
+        """RGB pixels whose longer side is at most `side`."""
+
+    async def thumbnail(self, data: bytes, side: int) -> bytes:
+        """WebP bytes whose longer side is at most `side` pixels."""
+
+    async def clean(self, data: bytes) -> tuple[bytes, str]:
+        """The file without metadata, and its content type."""
+
+    def close(self) -> None:
+        """End the decoding processes."""
+
+
 class Registry(Protocol):
     """Which collections there are; `actors.log.registry.CollectionRegistry`. Calls block."""
 
@@ -126,9 +154,11 @@ class Dependencies:
     objects: Objects
     make_embedder: EmbedderFactory
     make_shard: ShardFactory
+    decoder: Decoder
 
     def close(self) -> None:
         """Release every connection."""
         self.events.close()
         self.admin.close()
         self.registry.close()
+        self.decoder.close()

@@ -8,6 +8,7 @@ from ray import serve
 from ray.serve._private import replica
 from ray.util import get_node_ip_address
 
+from actors.decoding.pool import DecodingPool
 from actors.handles import EmbedderClient, ShardClient
 from actors.log.producer import LogProducer
 from actors.log.registry import CollectionRegistry
@@ -45,6 +46,7 @@ def connect_dependencies(settings: Settings) -> Dependencies:
         objects=ObjectStore(settings),
         make_embedder=make_embedder,
         make_shard=make_shard,
+        decoder=DecodingPool(settings),
     )
 
 

@@ -15,9 +15,9 @@ from contract.events import ImageDeleted, PayloadUpdated
 from contract.settings import Settings
 from contract.telemetry import LogField
 from serving.catalog import ServedCollection
-from serving.dependencies import CollectionAdmin, EventLog, Objects
+from serving.dependencies import CollectionAdmin, Decoder, EventLog, Objects
 from serving.events import await_applied, deletion, log_event, payload_update
-from serving.pictures import THUMBNAIL_TYPE, sniff
+from serving.pictures import THUMBNAIL_TYPE
 from serving.schemas import ChangeAnswer, ImageAnswer, ReceiptBody, Rejection
 from serving.thumbnails import stored_thumbnail
 
@@ -36,10 +36,13 @@ class Content:
 class Images:
     """Single images of any collection."""
 
-    def __init__(self, settings: Settings, events: EventLog, objects: Objects, admin: CollectionAdmin) -> None:
+    def __init__(
+        self, settings: Settings, events: EventLog, objects: Objects, decoder: Decoder, admin: CollectionAdmin
+    ) -> None:
         self._settings = settings
         self._events = events
         self._objects = objects
+        self._decoder = decoder
         self._admin = admin
 
     async def describe(self, collection: ServedCollection, image_id: str) -> ImageAnswer:
@@ -87,12 +90,13 @@ class Images:
         return await self._change(collection, payload_update(collection, image_id, payload, request_id), wait)
 
     async def content(self, collection: ServedCollection, image_id: str, size: int | None) -> Content:
-        """The picture, or a thumbnail whose longer side has at most `size` pixels.
+        """The picture as uploaded but for its metadata, or a thumbnail of at most `size` pixels on the longer side.
 
         Raises:
             NotFound: unknown, deleted or rejected.
             NotSearchableInTime: the shard has not caught up within the wait; retryable.
-            ObjectMissing, ObjectStoreUnavailable.
+            InvalidImage, ImageTooLarge: what is stored is no picture within the limits.
+            ObjectMissing, ObjectStoreUnavailable, DecoderUnavailable.
         """
         point = await self._find(collection, image_id)
         if point is None:
@@ -103,11 +107,12 @@ class Images:
             return await self._thumbnail(collection, point.object_key, point.sha256, size)
         data = await self._objects.get(point.object_key)
         # The bytes decide what they are, never the uploader: a page dressed as a picture must not run.
-        return Content(data, sniff(data) or "application/octet-stream", point.sha256)
+        clean, content_type = await self._decoder.clean(data)
+        return Content(clean, content_type, point.sha256)
 
     async def _thumbnail(self, collection: ServedCollection, object_key: str, sha256: str, size: int) -> Content:
         place = (collection.spec.name, object_key, sha256, size)
-        data = await stored_thumbnail(self._objects, self._settings, *place)
+        data = await stored_thumbnail(self._objects, self._decoder, *place)
         return Content(data, THUMBNAIL_TYPE, f"{sha256}-{size}")
 
     async def _change(

@@ -38,18 +38,19 @@ class Parts:
 def assemble(dependencies: Dependencies) -> Parts:
     """Build the parts of one app from what it depends on."""
     settings, events, objects = dependencies.settings, dependencies.events, dependencies.objects
+    decoder = dependencies.decoder
     metrics = Metrics()
     catalog = Catalog(dependencies, metrics=metrics)
     return Parts(
         dependencies=dependencies,
         catalog=catalog,
         metrics=metrics,
-        uploader=Uploader(settings, events, objects, metrics),
-        images=Images(settings, events, objects, dependencies.admin),
+        uploader=Uploader(settings, events, objects, decoder, metrics),
+        images=Images(settings, events, objects, decoder, dependencies.admin),
         searcher=Searcher(
             settings,
-            Retrieval(settings, QueryEncoder(settings, objects, metrics), metrics),
-            Reranker(settings, objects),
+            Retrieval(settings, QueryEncoder(settings, objects, decoder, metrics), metrics),
+            Reranker(settings, objects, decoder),
             metrics,
             Calibrations.load(settings.confidence_file),
             Admission(settings.search_in_flight_max, metrics),

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actors.embedding.preprocessing import crop, decode, to_pixels
-from actors.messages import EncoderDescription, FloatMatrix, Pixels, PointState
+from actors.messages import EncoderDescription, FloatMatrix, PointState
 from contract.errors import FingerprintMismatch, InvalidRequest, NotFound
 from contract.settings import Settings
 from contract.telemetry import LogField
 from serving.catalog import ServedCollection
-from serving.dependencies import Objects
+from serving.dependencies import Decoder, Objects
 from serving.metrics import Metrics
 from serving.request_line import note
 from serving.schemas import Crop, Example, ExampleOrId, SearchRequest
@@ -98,10 +97,15 @@ class QueryEncoder:
     """Encodes search requests with the embedders of the collection's model."""
 
     def __init__(
-        self, settings: Settings, objects: Objects, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        objects: Objects,
+        decoder: Decoder,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings = settings
         self._objects = objects
+        self._decoder = decoder
         self._metrics = metrics
         self._clock = clock
         self._cache = QueryCache(settings.text_cache)
@@ -119,7 +123,7 @@ class QueryEncoder:
             NotFound: an image id that is not searchable.
             InvalidImage: the picture cannot be decoded.
             FingerprintMismatch: the running encoder, or the one that the request names, is not the collection's.
-            EmbedderUnavailable, ShardUnavailable, ObjectStoreUnavailable: retryable.
+            EmbedderUnavailable, DecoderUnavailable, ShardUnavailable, ObjectStoreUnavailable: retryable.
         """
         _check_given(collection, request)
         if request.crop is not None and image is None and request.image_id is None:
@@ -206,18 +210,9 @@ class QueryEncoder:
             return cached
         description = await self._description(collection)
 
-        def pixels() -> Pixels:
-            image = decode(
-                data,
-                max_pixels=self._settings.max_image_pixels,
-                min_side=self._settings.min_image_side,
-                max_bytes=self._settings.max_image_bytes,
-            )
-            if region is not None:
-                image = crop(image, region.x, region.y, region.width, region.height)
-            return to_pixels(image, description.preprocess)[None]
-
-        vector: FloatMatrix = (await collection.embedder.encode_images(await asyncio.to_thread(pixels)))[0]
+        place = None if region is None else (region.x, region.y, region.width, region.height)
+        decoded = await self._decoder.square(data, description.preprocess, place)
+        vector: FloatMatrix = (await collection.embedder.encode_images(decoded.pixels[None]))[0]
         self._keep(fingerprint, query, vector)
         return vector
 

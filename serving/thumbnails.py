@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import Executor
-
 import structlog
 
 from actors.objects import thumbnail_key
 from contract.errors import ObjectMissing, ObjectStoreUnavailable
-from contract.settings import Settings
 from contract.telemetry import LogField
-from serving.dependencies import Objects
-from serving.pictures import THUMBNAIL_TYPE, thumbnail
+from serving.dependencies import Decoder, Objects
+from serving.pictures import THUMBNAIL_TYPE
 
 _log = structlog.get_logger()
 
 
 async def stored_thumbnail(
     objects: Objects,
-    settings: Settings,
+    decoder: Decoder,
     collection: str,
     object_key: str,
     sha256: str,
     size: int,
-    executor: Executor | None = None,
 ) -> bytes:
-    """WebP bytes of a picture, its longer side at most `size` pixels; made in `executor` where there is none yet.
+    """WebP bytes of a picture, its longer side at most `size` pixels, made where there is none yet.
 
-    Raises ObjectMissing, ObjectStoreUnavailable (retryable), InvalidImage, ImageTooLarge.
+    Raises ObjectMissing, ObjectStoreUnavailable (retryable), InvalidImage, ImageTooLarge,
+    DecoderUnavailable (retryable).
     """
     key = thumbnail_key(collection, sha256, size)
     try:
         return await objects.get(key)
     except ObjectMissing:
         original = await objects.get(object_key)
-        data = await asyncio.get_running_loop().run_in_executor(executor, thumbnail, original, size, settings)
+        data = await decoder.thumbnail(original, size)
         try:
             await objects.put(key, data, THUMBNAIL_TYPE)
         except ObjectStoreUnavailable as error:

@@ -13,10 +13,9 @@ from contract.errors import ImageRejected, InvalidRequest
 from contract.events import ImageUploaded, Receipt
 from contract.settings import Settings
 from serving.catalog import ServedCollection
-from serving.dependencies import EventLog, Objects
+from serving.dependencies import Decoder, EventLog, Objects
 from serving.events import await_applied, log_event, now_ms
 from serving.metrics import Metrics
-from serving.pictures import check_header
 from serving.problems import ProblemError
 from serving.requests import UploadedFile
 from serving.schemas import ReceiptBody, UploadAnswer, UploadReference
@@ -27,10 +26,13 @@ _FILE_NAME_MAX = 255
 class Uploader:
     """Takes uploads. Sending the same upload twice is harmless: the later event wins."""
 
-    def __init__(self, settings: Settings, events: EventLog, objects: Objects, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, events: EventLog, objects: Objects, decoder: Decoder, metrics: Metrics
+    ) -> None:
         self._settings = settings
         self._events = events
         self._objects = objects
+        self._decoder = decoder
         self._metrics = metrics
 
     async def upload(
@@ -63,11 +65,11 @@ class Uploader:
         else:
             object_key = _check_object_key(reference.object_key or "")
             data = await self._objects.get(object_key, self._settings.max_image_bytes)
-        content_type = check_header(data, self._settings)
+        described = await self._decoder.inspect(data)
         sha256 = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
         if object_key is None:
             object_key = image_key(collection.spec.name, sha256)
-            await self._objects.put(object_key, data, content_type)
+            await self._objects.put(object_key, data, described.content_type)
         event = ImageUploaded(
             collection=collection.spec.name,
             image_id=reference.id or uuid.uuid4().hex,
@@ -75,7 +77,7 @@ class Uploader:
             sha256=sha256,
             size_bytes=len(data),
             uploaded_at_ms=now_ms(),
-            content_type=content_type,
+            content_type=described.content_type,
             file_name=_file_name(file),
             payload=reference.payload,
             request_id=request_id,

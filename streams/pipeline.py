@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
 from typing import Protocol, TypeVar
 
 import numpy as np
 import structlog
 from msgspec import Struct
-from PIL import Image
 
 from actors.call_context import on_behalf_of
-from actors.embedding.preprocessing import decode, to_pixels
+from actors.decoding.pool import Decoded
 from actors.messages import EncoderDescription, FloatMatrix, Pixels, PreprocessSpec
 from contract.errors import (
     EncodingFailed,
@@ -63,6 +61,13 @@ class Objects(Protocol):
         """Bytes under `key`; raises ObjectMissing, ImageTooLarge, ObjectStoreUnavailable (retryable)."""
 
 
+class Decoder(Protocol):
+    """Decodes pictures where they can do no harm; `actors.decoding.pool.DecodingPool`."""
+
+    async def square(self, data: bytes, spec: PreprocessSpec) -> Decoded:
+        """The square an encoder takes; raises InvalidImage, ImageTooLarge, DecoderUnavailable (retryable)."""
+
+
 class Embedder(Protocol):
     """Embeds pictures; raises EmbedderUnavailable (retryable)."""
 
@@ -98,7 +103,7 @@ class Pipeline:
         objects: Objects,
         embedder: Callable[[str], Embedder],
         log: Log,
-        executor: Executor,
+        decoder: Decoder,
         clock: Clock,
     ) -> None:
         self._settings = settings
@@ -106,7 +111,7 @@ class Pipeline:
         self._objects = objects
         self._embedder = embedder
         self._publisher = Publisher(log, collections, clock)
-        self._executor = executor
+        self._decoder = decoder
         self._clock = clock
         self._slots = asyncio.Semaphore(settings.ingest_batches_in_flight)
         self._published: dict[tuple[str, int], asyncio.Event] = {}
@@ -221,7 +226,7 @@ class Pipeline:
         preprocess = (await self._patiently(lambda: _describe(embedder, spec), spec)).preprocess
         with stage_timer("decode"):
             decoded = await asyncio.gather(
-                *(self._picture(events[index], index, upload, preprocess) for index, upload in uploads)
+                *(self._picture(spec, events[index], index, upload, preprocess) for index, upload in uploads)
             )
         pictures = [one for one in decoded if isinstance(one, _Picture)]
         results = [one for one in decoded if not isinstance(one, _Picture)]
@@ -231,7 +236,7 @@ class Pipeline:
         return results
 
     async def _picture(
-        self, event: SourceEvent, index: int, upload: ImageUploaded, preprocess: PreprocessSpec
+        self, spec: CollectionSpec, event: SourceEvent, index: int, upload: ImageUploaded, preprocess: PreprocessSpec
     ) -> _Picture | tuple[int, Outcome]:
         """Fetch and decode; a picture that cannot be had becomes a rejection."""
         settings = self._settings
@@ -251,17 +256,8 @@ class Pipeline:
                     )
                     await self._clock.sleep(pause_s(attempts))
             stage = "decode"
-
-            def decoded() -> _Picture:
-                image: Image.Image = decode(
-                    data,
-                    max_pixels=settings.max_image_pixels,
-                    min_side=settings.min_image_side,
-                    max_bytes=settings.max_image_bytes,
-                )
-                return _Picture(index, upload, to_pixels(image, preprocess), image.width, image.height)
-
-            return await asyncio.get_running_loop().run_in_executor(self._executor, decoded)
+            decoded = await self._patiently(lambda: self._decoder.square(data, preprocess), spec, "a decoder")
+            return _Picture(index, upload, decoded.pixels, decoded.width, decoded.height)
         except RiverlensError as error:
             return index, rejected(event, upload.image_id, stage, error, attempts, self._clock.now_ms())
 
@@ -286,8 +282,10 @@ class Pipeline:
             for one, row in zip(pictures, rows, strict=True)
         ]
 
-    async def _patiently(self, call: Callable[[], Awaitable[Answer]], spec: CollectionSpec) -> Answer:
-        """Repeat a call while no embedder, or one of another fingerprint, answers: that says nothing of a picture."""
+    async def _patiently(
+        self, call: Callable[[], Awaitable[Answer]], spec: CollectionSpec, whom: str = "an embedder"
+    ) -> Answer:
+        """Repeat a call while nobody answers, or an embedder of another fingerprint: no picture's fault."""
         attempts = 0
         while True:
             try:
@@ -295,7 +293,7 @@ class Pipeline:
             except (Unavailable, FingerprintMismatch) as error:
                 attempts += 1
                 _log.warning(
-                    "waiting for an embedder",
+                    f"waiting for {whom}",
                     **{LogField.COLLECTION: spec.name, LogField.CODE: error.code, LogField.ERROR: error.detail},
                 )
                 await self._clock.sleep(pause_s(attempts))

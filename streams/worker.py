@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from enum import Enum, auto
 from functools import lru_cache
 from typing import NoReturn
@@ -23,6 +22,7 @@ import structlog
 from prometheus_client import start_http_server
 
 from actors.cluster import connect
+from actors.decoding.pool import DecodingPool
 from actors.handles import EmbedderClient
 from actors.log.connection import bootstrap_servers
 from actors.log.producer import FLUSH_S, LogProducer
@@ -98,7 +98,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
         await collections.refresh()
     served = collections.incarnations()
     producer = LogProducer(settings, "riverlens-ingest", gapless=True)
-    executor = ThreadPoolExecutor(settings.decode_threads, "decode")
+    decoder = DecodingPool(settings)
 
     @lru_cache
     def embedder(model: str) -> EmbedderClient:
@@ -110,7 +110,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
         objects=ObjectStore(settings),
         embedder=embedder,
         log=producer,
-        executor=executor,
+        decoder=decoder,
         clock=SystemClock(),
     )
     app = make_app(settings, sorted(served), pipeline.submit)
@@ -140,7 +140,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
     except TimeoutError:
         _log.warning("the Kafka client does not end; the process leaves it behind")
     await asyncio.to_thread(producer.close, flush_s)
-    executor.shutdown(wait=False, cancel_futures=True)
+    await asyncio.to_thread(decoder.close)
     return end
 
 

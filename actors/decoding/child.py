@@ -8,7 +8,6 @@ it needs nothing of the code that hangs.
 
 from __future__ import annotations
 
-import io
 import resource
 import signal
 import socket
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image
 
 from actors.decoding.containers import frames, kind_of, webp_canvas
+from actors.decoding.encoding import encoded, thumbnail
 from actors.decoding.messages import (
     Clean,
     Inspect,
@@ -52,15 +52,12 @@ _CONTENT_TYPES: Final = {
     "AVIF": "image/avif",
     "HEIF": "image/heic",
 }
-_THUMBNAIL_QUALITY: Final = 82
 _REENCODED_QUALITY: Final = 90
-# Source: WebP container specification; width and height are 14 bits.
-_WEBP_SIDE_MAX: Final = 16383
 
-Perform = Callable[[Operation, Limits, bytes], tuple[Result, bytes | memoryview]]
+Perform = Callable[[Operation, Limits, bytes], tuple[Result, bytes]]
 
 
-def perform(operation: Operation, limits: Limits, data: bytes) -> tuple[Result, bytes | memoryview]:
+def perform(operation: Operation, limits: Limits, data: bytes) -> tuple[Result, bytes]:
     """Carry out one operation on the bytes of a picture.
 
     Raises InvalidImage, ImageTooLarge, InvalidRequest (a rectangle outside the picture).
@@ -80,9 +77,8 @@ def perform(operation: Operation, limits: Limits, data: bytes) -> tuple[Result, 
             small.thumbnail((side, side), Image.Resampling.LANCZOS)
             pixels = np.ascontiguousarray(small)
         case Thumbnail(side):
-            image.thumbnail((side, side), Image.Resampling.LANCZOS)
-            return Result(width=width, height=height, content_type="image/webp"), _encoded(image, _THUMBNAIL_QUALITY)
-    return Result(width=width, height=height, shape=pixels.shape), memoryview(pixels).cast("B")
+            return Result(width=width, height=height, content_type="image/webp"), thumbnail(image, side)
+    return Result(width=width, height=height, shape=pixels.shape), pixels.tobytes()
 
 
 def check_container(data: bytes, limits: Limits) -> None:
@@ -162,9 +158,8 @@ def _clean(data: bytes, limits: Limits) -> tuple[Result, bytes]:
     if stripped is not None:
         return described, stripped
     image = _decode(data, limits)
-    content_type = "image/webp" if max(image.size) <= _WEBP_SIDE_MAX else "image/jpeg"
-    whole = Result(width=image.width, height=image.height, content_type=content_type)
-    return whole, _encoded(image, _REENCODED_QUALITY)
+    anew, content_type = encoded(image, _REENCODED_QUALITY)
+    return Result(width=image.width, height=image.height, content_type=content_type), anew
 
 
 def _decode(data: bytes, limits: Limits) -> Image.Image:
@@ -179,15 +174,6 @@ def _decode(data: bytes, limits: Limits) -> Image.Image:
 
 def _cut(image: Image.Image, region: Region | None) -> Image.Image:
     return image if region is None else crop(image, *region)
-
-
-def _encoded(image: Image.Image, quality: int) -> bytes:
-    # A picture pasted onto a new one takes no metadata along: no place, no serial number, no comment.
-    clean = Image.new("RGB", image.size)
-    clean.paste(image)
-    out = io.BytesIO()
-    clean.save(out, "WEBP" if max(image.size) <= _WEBP_SIDE_MAX else "JPEG", quality=quality)
-    return out.getvalue()
 
 
 if __name__ == "__main__":

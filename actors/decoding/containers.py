@@ -6,8 +6,7 @@ advances with each step or ends, so its time is bounded by the length of the dat
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Literal, NamedTuple
 
 from contract.errors import InvalidImage
@@ -18,6 +17,10 @@ PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _TIFF_BEGINNINGS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _AVIF_BRANDS: Final = frozenset({b"avif", b"avis"})
 _HEIF_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+_BRANDS_END: Final = 512
+# Source: the lengths of the BITMAP*HEADER structures of Windows and OS/2.
+_BMP_HEADERS: Final = frozenset((12, 16, 40, 52, 56, 64, 108, 124))
 
 JPEG_SOS: Final = 0xDA
 JPEG_EOI: Final = 0xD9
@@ -36,24 +39,9 @@ class Part(NamedTuple):
 
 def kind_of(data: bytes) -> Kind | None:
     """Format by the first bytes; None for what is none of the accepted ones."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(PNG_SIGNATURE):
-        return "PNG"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    if data[:6] in (b"GIF87a", b"GIF89a"):
-        return "GIF"
-    if data[:4] in _TIFF_BEGINNINGS:
-        return "TIFF"
-    if data[4:8] == b"ftyp":
-        brands = {data[8:12], *(data[at : at + 4] for at in range(16, min(len(data), _be32(data, 0)), 4))}
-        if brands & _AVIF_BRANDS:
-            return "AVIF"
-        return "HEIF" if brands & _HEIF_BRANDS else None
-    # Two letters are little to go by, so the length of the header that follows must be one there is.
-    if data[:2] == b"BM" and len(data) >= 18 and struct.unpack_from("<I", data, 14)[0] in (12, 16, 40, 52, 56, 64, 108, 124):
-        return "BMP"
+    for kind, recognised in _RECOGNISED.items():
+        if recognised(data):
+            return kind
     return None
 
 
@@ -202,3 +190,26 @@ def _tiff_directories(data: bytes, at_most: int) -> int:
 
 def _be32(data: bytes, at: int) -> int:
     return int.from_bytes(data[at : at + 4], "big")
+
+
+def _is_bmp(data: bytes) -> bool:
+    # Two letters are little to go by, so the length of the header that follows must be one there is.
+    return data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADERS
+
+
+def _brands(data: bytes) -> set[bytes]:
+    if data[4:8] != b"ftyp":
+        return set()
+    return {data[8:12], *(data[at : at + 4] for at in range(16, min(len(data), _be32(data, 0), _BRANDS_END), 4))}
+
+
+_RECOGNISED: Final[dict[Kind, Callable[[bytes], bool]]] = {
+    "JPEG": lambda data: data.startswith(b"\xff\xd8\xff"),
+    "PNG": lambda data: data.startswith(PNG_SIGNATURE),
+    "WEBP": lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP",
+    "GIF": lambda data: data[:6] in (b"GIF87a", b"GIF89a"),
+    "TIFF": lambda data: data[:4] in _TIFF_BEGINNINGS,
+    "AVIF": lambda data: bool(_brands(data) & _AVIF_BRANDS),
+    "HEIF": lambda data: bool(_brands(data) & _HEIF_BRANDS),
+    "BMP": _is_bmp,
+}

@@ -91,7 +91,7 @@ class Result(Struct, frozen=True):
     content_type: str = ""
 
 
-def send(connection: socket.socket, header: Struct, body: bytes | memoryview = b"") -> None:
+def send(connection: socket.socket, header: Struct, body: bytes = b"") -> None:
     """Send a frame within the socket's time-out. Raises OSError (TimeoutError among them)."""
     encoded = msgspec.msgpack.encode(header)
     connection.sendall(_LENGTHS.pack(len(encoded), len(body)) + encoded)

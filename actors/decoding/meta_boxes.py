@@ -44,8 +44,8 @@ def _blank(data: bytes, out: bytearray, start: int, end: int) -> None:
         if kinds.get(item) not in (b"Exif", b"mime", b"uri "):
             continue
         filler = _EMPTY_EXIF if kinds[item] == b"Exif" else b""
-        for method, at, length in places:
-            at += idat if method == 1 else 0
+        for method, offset, length in places:
+            at = offset + (idat if method == 1 else 0)
             if method > 1 or at < 0 or at + length > len(data):
                 raise ValueError("an item lies outside the file")
             out[at : at + length] = filler.ljust(length, b"\0")[:length] if filler else b" " * length

@@ -81,9 +81,9 @@ class _Process:
         self._socket = ours
         self.tasks = 0
         try:
-            self._process = subprocess.Popen(  # noqa: S603
+            self._process: subprocess.Popen[bytes] = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-m", module, str(memory_bytes)],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env=environment,
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Final
 
 from actors.decoding.containers import (
@@ -44,22 +45,8 @@ def strip(data: bytes, kind: Kind, orientation: int) -> bytes | None:
         kind: its format.
         orientation: what its metadata says of it, 1 to 8 as in EXIF; kept, where it is not upright.
     """
-    match kind:
-        case "JPEG":
-            return _jpeg(data, orientation)
-        case "PNG":
-            return _png(data, orientation)
-        case "WEBP":
-            return _webp(data, orientation)
-        case "GIF":
-            return _gif(data)
-        case "BMP":
-            # The format has no place for metadata.
-            return data
-        case "AVIF" | "HEIF":
-            # Their orientation is a property of the picture and no metadata.
-            return without_metadata_items(data)
-    return None
+    stripped = _STRIPPED.get(kind)
+    return stripped(data, orientation) if stripped is not None else None
 
 
 def _minimal_exif(orientation: int) -> bytes:
@@ -146,3 +133,16 @@ def _gif(data: bytes) -> bytes | None:
         if part.name != b"end":
             out.append(data[part.start : part.end])
     return b"".join([*out, b"\x3b"]) if frames else None
+
+
+_STRIPPED: Final[dict[Kind, Callable[[bytes, int], bytes | None]]] = {
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "WEBP": _webp,
+    "GIF": lambda data, _: _gif(data),
+    # The format has no place for metadata.
+    "BMP": lambda data, _: data,
+    # Their orientation is a property of the picture and no metadata.
+    "AVIF": lambda data, _: without_metadata_items(data),
+    "HEIF": lambda data, _: without_metadata_items(data),
+}

@@ -9,58 +9,84 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import pi_heif
+from PIL import Image, UnidentifiedImageError
 
 from actors.messages import Pixels, PreprocessSpec
-from contract.errors import ImageTooLarge, InvalidImage, InvalidRequest
+from contract.errors import ImageTooLarge, InvalidImage, InvalidRequest, RiverlensError
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 """Formats that are decoded, by Pillow's names; recognised by content, never by file name."""
 
 _RESAMPLING: Final = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
+# What brings each EXIF orientation upright.
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _ALPHA_MODES: Final = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 # Beyond this ratio of the sides, resizing the short side first would blow the long side up without bound.
 _LONGEST_RATIO_RESIZED_WHOLE: Final = 16
+
+pi_heif.register_heif_opener(decode_threads=1, thumbnails=False)
 
 # Pillow warns between its limit (89 megapixels) and twice that, and raises beyond. A filter set once
 # is safe with several decoding threads, where warnings.catch_warnings is not.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def decode(data: bytes, *, max_pixels: int, min_side: int, max_bytes: int) -> Image.Image:
+def decode(data: bytes, *, max_pixels: int, min_side: int, max_bytes: int, max_aspect: float = math.inf) -> Image.Image:
     """Decode a picture to RGB, upright and opaque.
 
-    The format is recognised by content (JPEG, PNG, WebP, GIF, BMP, TIFF); of an animation the first
-    frame counts. Size limits are checked on the header, before pixels are decoded; Pillow's own limit
-    of 89 megapixels holds whatever `max_pixels` says. The EXIF orientation is applied, transparency is
-    laid on white, and palettes, CMYK, 16-bit and floating-point pictures become 8-bit RGB.
+    The format is recognised by content (`FORMATS`); of an animation the first frame counts. Size
+    limits are checked on the header, before pixels are decoded; Pillow's own limit of 89 megapixels
+    holds whatever `max_pixels` says. The EXIF orientation is applied, transparency is laid on white,
+    and palettes, CMYK, 16-bit and floating-point pictures become 8-bit RGB.
 
     Args:
         data: the bytes as they were uploaded.
         max_pixels: most pixels (width times height) that are accepted.
         min_side: shortest side that is accepted, in pixels.
         max_bytes: most bytes that are accepted.
+        max_aspect: most that the longer side may be of the shorter one.
 
     Raises:
         ImageTooLarge: more bytes or pixels than allowed (not retryable).
-        InvalidImage: not a picture, truncated, or smaller than `min_side` (not retryable).
+        InvalidImage: not a picture, truncated, smaller than `min_side` or too long (not retryable).
     """
     if not data:
         raise InvalidImage("the picture is empty: 0 bytes")
     if len(data) > max_bytes:
         raise ImageTooLarge(f"{len(data)} bytes; at most {max_bytes} are accepted")
+    with open_picture(data) as image:
+        check_shape(image.width, image.height, max_pixels=max_pixels, min_side=min_side, max_aspect=max_aspect)
+        image.load()
+        return _opaque_rgb(_upright(image))
+
+
+@contextmanager
+def open_picture(data: bytes) -> Iterator[Image.Image]:
+    """A picture whose header is read and whose pixels are not; whatever fails inside becomes an error of the tree.
+
+    Raises InvalidImage, ImageTooLarge (not retryable).
+    """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image.width, image.height, max_pixels=max_pixels, min_side=min_side)
-            image.load()
-            return _opaque_rgb(ImageOps.exif_transpose(image))
-    except (InvalidImage, MemoryError):
+            yield image
+    except (RiverlensError, MemoryError):
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageTooLarge(f"more pixels than can be decoded safely: {error}") from error
@@ -69,6 +95,19 @@ def decode(data: bytes, *, max_pixels: int, min_side: int, max_bytes: int) -> Im
     # Pillow's plug-ins raise almost anything on malformed bytes (struct.error, SyntaxError, zlib.error, …).
     except Exception as error:
         raise InvalidImage(f"the picture cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def check_shape(width: int, height: int, *, max_pixels: int, min_side: int, max_aspect: float) -> None:
+    """Hold the size a header claims against the limits.
+
+    Raises ImageTooLarge, InvalidImage (not retryable).
+    """
+    if width * height > max_pixels:
+        raise ImageTooLarge(f"{width}×{height} is {width * height} pixels; at most {max_pixels} are accepted")
+    if min(width, height) < max(min_side, 1):
+        raise InvalidImage(f"{width}×{height} pixels; the shorter side must have at least {min_side}")
+    if max(width, height) > max_aspect * min(width, height):
+        raise InvalidImage(f"{width}×{height} pixels; the longer side may be at most {max_aspect:g} times the shorter")
 
 
 def crop(image: Image.Image, x: float, y: float, width: float, height: float) -> Image.Image:
@@ -123,11 +162,22 @@ def normalise(pixels: Pixels, spec: PreprocessSpec) -> np.ndarray[tuple[int, ...
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
-def _check_size(width: int, height: int, *, max_pixels: int, min_side: int) -> None:
-    if width * height > max_pixels:
-        raise ImageTooLarge(f"{width}×{height} is {width * height} pixels; at most {max_pixels} are accepted")
-    if min(width, height) < min_side:
-        raise InvalidImage(f"{width}×{height} pixels; the shorter side must have at least {min_side}")
+def orientation_of(image: Image.Image) -> int:
+    """What EXIF or XMP say of a picture's orientation, 1 (upright) to 8; 1 where they cannot be read.
+
+    Source: EXIF 2.32, tag 0x0112.
+    """
+    try:
+        said = image.getexif().get(0x0112, 1)
+    # EXIF that cannot be read says nothing of the pixels.
+    except Exception:  # noqa: BLE001
+        return 1
+    return said if isinstance(said, int) and 1 <= said <= 8 else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(orientation_of(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:

@@ -133,6 +133,34 @@ class ImageTooLarge(InvalidImage):
     http_status = 413
 
 
+class Unauthenticated(ApiError):
+    """No key was sent, or one that does not exist or was revoked."""
+
+    code = "unauthenticated"
+    http_status = 401
+
+
+class Forbidden(ApiError):
+    """The key is good, but it lacks the scope, or the image belongs to another owner."""
+
+    code = "forbidden"
+    http_status = 403
+
+
+class BodyTooLarge(ApiError):
+    """A body, or a part of it, has more bytes than the server reads."""
+
+    code = "body_too_large"
+    http_status = 413
+
+
+class UrlRefused(ApiError):
+    """A URL that the server does not fetch: its scheme, port or credentials, or it leads into a private network."""
+
+    code = "url_refused"
+    http_status = 422
+
+
 class NotFound(ApiError):
     """A collection or an image that is not there."""
 
@@ -209,6 +237,19 @@ class ObjectMissing(ApiError):
 
     code = "object_missing"
     http_status = 404
+
+
+class DecoderUnavailable(Unavailable):
+    """The server can start no process that decodes pictures."""
+
+    code = "decoder_unavailable"
+
+
+class UrlUnavailable(Unavailable):
+    """The server behind a URL cannot be reached, is too slow, or answers with an error."""
+
+    code = "url_unavailable"
+    http_status = 502
 
 
 class EmbedderUnavailable(Unavailable):

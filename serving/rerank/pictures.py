@@ -17,12 +17,12 @@ import cv2
 import structlog
 from PIL import Image
 
-from actors.embedding.preprocessing import crop, decode
-from actors.messages import PointState
+from actors.decoding.messages import Region
+from actors.messages import Pixels, PointState
 from contract.errors import ObjectMissing, RiverlensError
 from contract.settings import Settings
 from contract.telemetry import LogField
-from serving.dependencies import Objects
+from serving.dependencies import Decoder, Objects
 from serving.rerank.geometry import SIDE, Features, features, inliers
 from serving.rerank.picture_hash import perceptual_hash
 from serving.thumbnails import stored_thumbnail
@@ -37,7 +37,6 @@ _FEATURES_KEPT = 256
 # Pictures looked at side by side. The best hits come first, so that a deadline costs the last ones.
 _AT_ONCE = 8
 
-Region = tuple[float, float, float, float]
 Value = TypeVar("Value")
 
 
@@ -63,8 +62,8 @@ class _Recent(Generic[Value]):
 class StoredPictures:
     """Looks at the stored pictures of points. For one event loop."""
 
-    def __init__(self, settings: Settings, objects: Objects) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, objects: Objects, decoder: Decoder) -> None:
+        self._decoder = decoder
         self._objects = objects
         self._pool = ThreadPoolExecutor(settings.rerank_threads, thread_name_prefix="rerank")
         self._hashes: _Recent[int] = _Recent(_HASHES_KEPT)
@@ -92,7 +91,8 @@ class StoredPictures:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout_at(deadline):
-                of_query = await loop.run_in_executor(self._pool, self._query_features, query, region)
+                seen = await self._decoder.small(query, SIDE, region)
+                of_query = await loop.run_in_executor(self._pool, _features_of, seen.pixels)
         except TimeoutError:
             _log.warning("query picture not looked at in time")
             return {}
@@ -102,10 +102,6 @@ class StoredPictures:
             return await loop.run_in_executor(self._pool, inliers, of_query, of_point)
 
         return await _in_time(points, look, deadline)
-
-    def _query_features(self, data: bytes, region: Region | None) -> Features:
-        image = _decoded(data, self._settings)
-        return features(image if region is None else crop(image, *region))
 
     async def _kept(
         self,
@@ -120,19 +116,14 @@ class StoredPictures:
         value = kept.get(point.sha256)
         if value is None:
             place = (point.object_key, point.sha256, side)
-            data = await stored_thumbnail(self._objects, self._settings, collection, *place, self._pool)
+            data = await stored_thumbnail(self._objects, self._decoder, collection, *place)
             value = await asyncio.get_running_loop().run_in_executor(self._pool, _from_thumbnail, data, compute)
             kept.put(point.sha256, value)
         return value
 
 
-def _decoded(data: bytes, settings: Settings) -> Image.Image:
-    return decode(
-        data,
-        max_pixels=settings.max_image_pixels,
-        min_side=settings.min_image_side,
-        max_bytes=settings.max_image_bytes,
-    )
+def _features_of(pixels: Pixels) -> Features:
+    return features(Image.fromarray(pixels))
 
 
 def _from_thumbnail(data: bytes, compute: Callable[[Image.Image], Value]) -> Value:

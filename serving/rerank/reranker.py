@@ -27,7 +27,7 @@ from contract.settings import Settings
 from contract.telemetry import LogField
 from contract.topics import shard_of_partition
 from serving.catalog import ServedCollection
-from serving.dependencies import Objects
+from serving.dependencies import Decoder, Objects
 from serving.rerank.dedupe import Rule, cosines, representatives, undecided
 from serving.rerank.diversify import marginal_relevance
 from serving.rerank.fuse import Scores, descending, fused, normalised, popularity, recency
@@ -101,12 +101,13 @@ class Reranker:
         self,
         settings: Settings,
         objects: Objects,
+        decoder: Decoder,
         clock: Callable[[], float] = time.perf_counter,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._objects = objects
-        self._pictures = StoredPictures(settings, objects)
+        self._pictures = StoredPictures(settings, objects, decoder)
         self._clock = clock
         self._now = now
         self.policy = make_policy(settings.blocked_tags_field, settings.blocked_tags)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +23,7 @@ from contract.settings import Settings
 from contract.topics import embedding_log_topic
 from streams.outcome import SourceEvent
 from streams.pipeline import Acknowledge, Pipeline
+from tests.decoding import shared_decoder
 from tests.unit.ingest_fakes import SPEC, Crash, FakeClock, FakeEmbedder, FakeLog, FakeObjects, png, source, upload
 
 LOG = embedding_log_topic("images")
@@ -105,22 +105,21 @@ async def _run_until_crash(
 
         return ack
 
-    with ThreadPoolExecutor(2) as executor:
-        pipeline = Pipeline(
-            Settings(),
-            collections=lambda _: SPEC,
-            objects=objects,
-            embedder=lambda _: embedder,
-            log=log,
-            executor=executor,
-            clock=FakeClock(),
-        )
-        try:
-            for start in range(0, len(events), batch):
-                await pipeline.submit([(e, acknowledge(e)) for e in events[start : start + batch]])
-            await pipeline.drain()
-        except Crash:
-            pass
+    pipeline = Pipeline(
+        Settings(),
+        collections=lambda _: SPEC,
+        objects=objects,
+        embedder=lambda _: embedder,
+        log=log,
+        decoder=shared_decoder(),
+        clock=FakeClock(),
+    )
+    try:
+        for start in range(0, len(events), batch):
+            await pipeline.submit([(e, acknowledge(e)) for e in events[start : start + batch]])
+        await pipeline.drain()
+    except Crash:
+        pass
     return acked
 
 

@@ -49,6 +49,7 @@ from contract.filters import matches
 from contract.settings import Settings
 from contract.topics import partition_of, shard_of_partition
 from serving.dependencies import Dependencies
+from tests.decoding import shared_decoder
 
 SIDE = 4
 DIMENSION = SIDE * SIDE * 3 + 1
@@ -254,7 +255,14 @@ class FakeSystem:
 
     def dependencies(self) -> Dependencies:
         return Dependencies(
-            self.settings, _Registry(self), _Admin(self), _Events(self), self.objects, self.embedder, self.shard
+            self.settings,
+            _Registry(self),
+            _Admin(self),
+            _Events(self),
+            self.objects,
+            self.embedder,
+            self.shard,
+            shared_decoder(self.settings),
         )
 
     def embedder(self, model: str, role: EmbedderRole, count: int) -> FakeEmbedder:

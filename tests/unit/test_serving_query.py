@@ -12,6 +12,7 @@ from serving.catalog import Catalog, ServedCollection
 from serving.metrics import Metrics
 from serving.query import Part, QueryCache, QueryEncoder, combine
 from serving.schemas import SearchRequest
+from tests.decoding import shared_decoder
 from tests.unit.serving_fakes import FakeSystem, encode_pixels, make_spec, make_system
 
 
@@ -71,7 +72,7 @@ def system(tmp_path: Path) -> FakeSystem:
 
 async def _parts(system: FakeSystem) -> tuple[QueryEncoder, ServedCollection]:
     collection = await Catalog(system.dependencies()).get("images")
-    return QueryEncoder(system.settings, system.objects, Metrics()), collection
+    return QueryEncoder(system.settings, system.objects, shared_decoder(), Metrics()), collection
 
 
 async def test_a_text_is_encoded_once(system: FakeSystem) -> None:
@@ -92,7 +93,7 @@ async def test_an_encoder_that_is_not_the_collections_is_refused(system: FakeSys
 async def test_a_running_encoder_that_is_exchanged_is_noticed(system: FakeSystem) -> None:
     now = [0.0]
     collection = await Catalog(system.dependencies()).get("images")
-    encoder = QueryEncoder(system.settings, system.objects, Metrics(), clock=lambda: now[0])
+    encoder = QueryEncoder(system.settings, system.objects, shared_decoder(), Metrics(), clock=lambda: now[0])
     await encoder.encode(collection, SearchRequest(text="red"), None)
     system.embedders["fake", "query"].fingerprint = "another"
     now[0] += 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from contract.settings import Settings
 from contract.topics import DEAD_LETTER_TOPIC, embedding_log_topic, payload_key, rejection_key, vector_key
 from streams.outcome import SourceEvent
 from streams.pipeline import Acknowledge, Pipeline
+from tests.decoding import shared_decoder
 from tests.unit.ingest_fakes import (
     SPEC,
     FakeClock,
@@ -61,19 +61,18 @@ class Bench:
                 raise NotFound(name)
             return SPEC
 
-        with ThreadPoolExecutor(2) as executor:
-            pipeline = Pipeline(
-                self.settings,
-                collections=spec,
-                objects=self.objects,
-                embedder=lambda _: self.embedder,
-                log=self.log,
-                executor=executor,
-                clock=self.clock,
-            )
-            for start in range(0, len(events), batch):
-                await pipeline.submit([(event, self._ack(event)) for event in events[start : start + batch]])
-            await pipeline.drain()
+        pipeline = Pipeline(
+            self.settings,
+            collections=spec,
+            objects=self.objects,
+            embedder=lambda _: self.embedder,
+            log=self.log,
+            decoder=shared_decoder(),
+            clock=self.clock,
+        )
+        for start in range(0, len(events), batch):
+            await pipeline.submit([(event, self._ack(event)) for event in events[start : start + batch]])
+        await pipeline.drain()
 
     def _ack(self, event: SourceEvent) -> Acknowledge:
         async def ack() -> None:
