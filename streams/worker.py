@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from enum import Enum, auto
@@ -40,6 +41,7 @@ _log = structlog.get_logger()
 _LOOK_EVERY_S = 1.0
 _DRAIN_WITHIN_S = 20.0
 _STOP_WITHIN_S = 10.0
+_LEAVE_WITHIN_S = 10.0
 
 
 class End(Enum):
@@ -159,10 +161,24 @@ async def _run(settings: Settings) -> End:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     registry = CollectionRegistry(settings)
+    end = End.FAILED
     try:
-        return await serve(settings, registry, stopping)
+        end = await serve(settings, registry, stopping)
     finally:
+        _leave_within(_LEAVE_WITHIN_S, 0 if end is End.STOPPED else 1)
         registry.close()
+    return end
+
+
+def _leave_within(seconds: float, status: int) -> None:
+    """End the process after that time if it has not ended by itself.
+
+    The event loop waits for every task to take its cancellation; some of the Kafka client never do while their broker
+    is away.
+    """
+    watchdog = threading.Timer(seconds, os._exit, (status,))
+    watchdog.daemon = True
+    watchdog.start()
 
 
 def _leave(*_: object) -> NoReturn:

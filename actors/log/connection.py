@@ -38,6 +38,7 @@ _UNAVAILABLE = frozenset(
         KafkaError._TIMED_OUT,
         KafkaError._MSG_TIMED_OUT,
         KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._DESTROY_BROKER,
         KafkaError._RESOLVE,
         KafkaError._WAIT_COORD,
         KafkaError._TIMED_OUT_QUEUE,
