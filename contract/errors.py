@@ -161,6 +161,13 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
+class TooManyUploads(Unavailable):
+    """Uploads come faster than they become searchable; this one was refused before it was stored."""
+
+    code = "too_many_uploads"
+    http_status = 429
+
+
 class NotSearchableInTime(Unavailable):
     """The receipt was not searchable within the bounded wait; it is logged and will be."""
 
@@ -179,6 +186,13 @@ class EventInvalid(RiverlensError):
     """A record on `image-events` that cannot be decoded or lies in the wrong partition."""
 
     code = "event_invalid"
+
+
+class RedriveRefused(RiverlensError):
+    """A dead letter that cannot be sent again: its image has a newer event, or its event can never succeed."""
+
+    code = "redrive_refused"
+    http_status = 409
 
 
 class EncodingFailed(RiverlensError):

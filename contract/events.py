@@ -24,6 +24,8 @@ VectorType: TypeAlias = Literal["fp32", "fp16"]
 
 # Header of a tombstone (a record without a value); its bytes are an encoded PointDeleted.
 DELETED_HEADER = "riverlens-deleted"
+# Header of an event that is sent again from its dead letter; its bytes are an encoded Redrive.
+REDRIVE_HEADER = "riverlens-redrive"
 
 
 class Receipt(Struct, frozen=True):
@@ -126,7 +128,11 @@ LogEntry: TypeAlias = PointEmbedded | PayloadChanged | EventRejected | SourceAdv
 
 
 class DeadLetter(Struct, frozen=True, tag_field="type", tag="dead_letter.v1", kw_only=True):
-    """An event that led to nothing, whole enough to be sent again. `event` is its exact bytes."""
+    """An event that led to nothing, whole enough to be sent again. `event` is its exact bytes.
+
+    `incarnation` is that of its collection; None in letters of earlier releases. `attempts` counts all tries,
+    over `redrives` redrives. An event too large to be wrapped is left out: it lies where it was read.
+    """
 
     collection: str
     image_id: str | None
@@ -140,6 +146,39 @@ class DeadLetter(Struct, frozen=True, tag_field="type", tag="dead_letter.v1", kw
     source_offset: int
     event: bytes
     failed_at_ms: int
+    incarnation: str | None = None
+    redrives: int = 0
+    event_left_out: bool = False
+
+
+class LetterSettled(Struct, frozen=True, tag_field="type", tag="dead_letter_settled.v1", kw_only=True):
+    """What an operator did with a dead letter; follows it in the same topic, which only ever grows.
+
+    `source_partition` and `source_offset` name the letter. `receipt` is of the event that was sent again.
+    """
+
+    collection: str
+    incarnation: str
+    source_partition: int
+    source_offset: int
+    how: Literal["redriven", "dropped"]
+    receipt: Receipt | None = None
+    settled_at_ms: int
+    request_id: str | None = None
+
+
+class Redrive(Struct, frozen=True, tag_field="type", tag="redrive.v1", kw_only=True):
+    """Travels in the REDRIVE_HEADER of an event that is sent again.
+
+    `source_offset` is where the event stood when it failed, `attempts` and `redrives` what it went through so far.
+    Up to `newer_from`, the offset before which everything was looked at, its image has no newer event; from there on
+    the ingest worker looks.
+    """
+
+    source_offset: int
+    newer_from: int
+    attempts: int
+    redrives: int
 
 
 class ResultClicked(Struct, frozen=True, tag_field="type", tag="result_clicked.v1"):
@@ -180,6 +219,7 @@ class CollectionSpec(Struct, frozen=True, tag_field="type", tag="collection_spec
 
 
 _event_decoder: msgspec.json.Decoder[ImageEvent] = msgspec.json.Decoder(ImageUploaded | ImageDeleted | PayloadUpdated)
+_letter_decoder: msgspec.json.Decoder[DeadLetter | LetterSettled] = msgspec.json.Decoder(DeadLetter | LetterSettled)
 _log_decoder: msgspec.msgpack.Decoder[LogEntry] = msgspec.msgpack.Decoder(
     PointEmbedded | PayloadChanged | EventRejected | SourceAdvanced | PointDeleted
 )
@@ -212,16 +252,32 @@ def decode_event(data: bytes) -> ImageEvent:
     """Decode a record of `image-events`; raises EventInvalid with the place of the fault."""
     try:
         return _event_decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise EventInvalid(f"not an image event: {error}") from error
 
 
-def decode_dead_letter(data: bytes) -> DeadLetter:
+def decode_letter_entry(data: bytes) -> DeadLetter | LetterSettled:
     """Decode a record of the dead-letter topic; raises EventInvalid."""
     try:
-        return msgspec.json.decode(data, type=DeadLetter)
+        return _letter_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise EventInvalid(f"not a dead letter: {error}") from error
+        raise EventInvalid(f"not a record of the dead-letter topic: {error}") from error
+
+
+def decode_dead_letter(data: bytes) -> DeadLetter:
+    """Decode a dead letter; raises EventInvalid."""
+    entry = decode_letter_entry(data)
+    if not isinstance(entry, DeadLetter):
+        raise EventInvalid(f"not a dead letter: a {type(entry).__name__}")
+    return entry
+
+
+def decode_redrive(data: bytes) -> Redrive:
+    """Decode the REDRIVE_HEADER; raises EventInvalid."""
+    try:
+        return msgspec.json.decode(data, type=Redrive)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise EventInvalid(f"the header {REDRIVE_HEADER} is none: {error}") from error
 
 
 def decode_collection(data: bytes) -> CollectionSpec:

@@ -58,6 +58,8 @@ def make_app(settings: Settings, collections: Sequence[str], submit: Submit) -> 
         value_type=bytes,
         key_serializer="raw",
         value_serializer="raw",
+        # A key without a value is no event, which the pipeline says; Faust would drop it unseen.
+        allow_empty=True,
     )
 
     async def ingest(stream: StreamT[bytes]) -> None:
@@ -79,6 +81,7 @@ def source_event(event: EventT[bytes]) -> SourceEvent:
         offset=message.offset,
         timestamp_ms=int((message.timestamp or 0) * 1000),
         value=message.value or b"",
+        headers=dict(message.headers or ()),
     )
 
 

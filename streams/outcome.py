@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from actors.messages import FloatMatrix
-from contract.errors import RiverlensError
+from contract.errors import EventInvalid, RedriveRefused, RiverlensError
 from contract.events import (
     DELETED_HEADER,
+    REDRIVE_HEADER,
     DeadLetter,
     EventRejected,
     ImageDeleted,
@@ -18,20 +19,27 @@ from contract.events import (
     PayloadUpdated,
     PointDeleted,
     PointEmbedded,
+    Redrive,
     SourceAdvanced,
+    decode_redrive,
     encode_log_entry,
 )
 from contract.topics import image_events_topic, marker_key, payload_key, rejection_key, vector_key
 
+# In JSON, bytes take a third more room; the letter around them shall fit into WRAPPED_RECORD_BYTES_MAX.
+LETTER_EVENT_BYTES_MAX = 2 * 1024 * 1024
+_REASON_MAX = 2000
+
 
 class SourceEvent(Struct, frozen=True):
-    """One record of `image-events`, as it was read."""
+    """One record of `image-events`, as it was read; a record without a value has an empty one."""
 
     collection: str
     partition: int
     offset: int
     timestamp_ms: int
     value: bytes
+    headers: Mapping[str, bytes] = {}
 
 
 class KeyedRecord(Struct, frozen=True):
@@ -86,26 +94,41 @@ def deleted(event: SourceEvent, delete: ImageDeleted) -> Outcome:
 def rejected(
     event: SourceEvent, image_id: str | None, stage: str, error: RiverlensError, attempts: int, now_ms: int
 ) -> Outcome:
-    """A dead letter with its reason, and the marker that lets a reader waiting for the receipt know."""
+    """A dead letter with its reason, and the marker that lets a reader waiting for the receipt know.
+
+    A redriven event that came too late leaves its image as it is: its marker names none.
+    """
+    redrive = redrive_of(event)
+    large = len(event.value) > LETTER_EVENT_BYTES_MAX
     letter = DeadLetter(
         collection=event.collection,
         image_id=image_id,
         stage=stage,
         code=error.code,
-        reason=error.detail,
+        reason=error.detail[:_REASON_MAX],
         retryable=error.retryable,
-        attempts=attempts,
+        attempts=attempts + (redrive.attempts if redrive else 0),
         source_topic=image_events_topic(event.collection),
         source_partition=event.partition,
         source_offset=event.offset,
-        event=event.value,
+        event=b"" if large else event.value,
         failed_at_ms=now_ms,
+        redrives=redrive.redrives if redrive else 0,
+        event_left_out=large,
     )
-    if image_id is None:
+    if image_id is None or isinstance(error, RedriveRefused):
         marker = KeyedRecord(
             marker_key(event.partition), encode_log_entry(SourceAdvanced(event.offset, event.timestamp_ms))
         )
     else:
-        entry = EventRejected(image_id, stage, error.code, error.detail, event.offset, event.timestamp_ms)
+        entry = EventRejected(image_id, stage, error.code, letter.reason, event.offset, event.timestamp_ms)
         marker = KeyedRecord(rejection_key(image_id), encode_log_entry(entry))
     return Outcome((marker,), letter)
+
+
+def redrive_of(event: SourceEvent) -> Redrive | None:
+    """What a redriven event went through so far; None for an event that is no redriven one, or says nonsense of it."""
+    try:
+        return decode_redrive(event.headers[REDRIVE_HEADER]) if REDRIVE_HEADER in event.headers else None
+    except EventInvalid:
+        return None

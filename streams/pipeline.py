@@ -29,24 +29,28 @@ from contract.errors import (
     EventInvalid,
     FingerprintMismatch,
     NotFound,
+    RedriveRefused,
     RiverlensError,
     Unavailable,
 )
 from contract.events import (
+    REDRIVE_HEADER,
     CollectionSpec,
     ImageDeleted,
     ImageEvent,
     ImageUploaded,
     PayloadUpdated,
     decode_event,
+    decode_redrive,
 )
 from contract.settings import Settings
 from contract.telemetry import LogField
 from contract.topics import partition_of
-from streams.backoff import Clock, pause_s
+from streams.backoff import Clock, Retrying
 from streams.metrics import stage_timer
 from streams.outcome import Outcome, SourceEvent, accepted, deleted, payload_changed, rejected
 from streams.publishing import Log, Publisher
+from streams.redriven import Overtaken
 
 _log = structlog.get_logger()
 
@@ -105,6 +109,7 @@ class Pipeline:
         log: Log,
         decoder: Decoder,
         clock: Clock,
+        overtaken: Overtaken,
     ) -> None:
         self._settings = settings
         self._collections = collections
@@ -113,6 +118,7 @@ class Pipeline:
         self._publisher = Publisher(log, collections, clock)
         self._decoder = decoder
         self._clock = clock
+        self._overtaken = overtaken
         self._slots = asyncio.Semaphore(settings.ingest_batches_in_flight)
         self._published: dict[tuple[str, int], asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -200,8 +206,13 @@ class Pipeline:
             try:
                 content = decode_event(event.value)
                 _check_place(event, content, self._collections(event.collection))
+                if REDRIVE_HEADER in event.headers:
+                    await self._check_redrive(event, content.image_id)
             except EventInvalid as error:
                 outcomes[index] = rejected(event, None, "read", error, 1, self._clock.now_ms())
+                continue
+            except RedriveRefused as error:
+                outcomes[index] = rejected(event, content.image_id, "redrive", error, 1, self._clock.now_ms())
                 continue
             except NotFound:
                 # The collection was dropped, and its embedding log with it: there is nothing to tell to anybody.
@@ -218,6 +229,12 @@ class Pipeline:
             for index, outcome in await self._embed_uploads(self._collections(collection), events, indexed):
                 outcomes[index] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
+
+    async def _check_redrive(self, event: SourceEvent, image_id: str) -> None:
+        """Raises RedriveRefused for an event that a newer one has overtaken, EventInvalid for a bad header."""
+        redrive = decode_redrive(event.headers[REDRIVE_HEADER])
+        retrying = Retrying(self._clock, "waiting for the broker", fields={LogField.IMAGE_ID: image_id})
+        await retrying(lambda: self._overtaken.check(event, redrive, image_id))
 
     async def _embed_uploads(
         self, spec: CollectionSpec, events: Sequence[SourceEvent], uploads: Sequence[tuple[int, ImageUploaded]]
@@ -240,26 +257,25 @@ class Pipeline:
     ) -> _Picture | tuple[int, Outcome]:
         """Fetch and decode; a picture that cannot be had becomes a rejection."""
         settings = self._settings
-        attempts, stage = 0, "fetch"
+        stage = "fetch"
+        fetching = Retrying(
+            self._clock,
+            "fetch failed and is tried again",
+            fields={LogField.IMAGE_ID: upload.image_id},
+            attempts_max=settings.fetch_attempts,
+        )
         try:
-            while True:
-                attempts += 1
-                try:
-                    data = await self._objects.get(upload.object_key, max_bytes=settings.max_image_bytes)
-                    break
-                except Unavailable as error:
-                    if attempts >= settings.fetch_attempts:
-                        raise
-                    _log.warning(
-                        "fetch failed and is tried again",
-                        **{LogField.IMAGE_ID: upload.image_id, LogField.ERROR: error.detail},
-                    )
-                    await self._clock.sleep(pause_s(attempts))
+            data = await fetching(lambda: self._objects.get(upload.object_key, max_bytes=settings.max_image_bytes))
             stage = "decode"
             decoded = await self._patiently(lambda: self._decoder.square(data, preprocess), spec, "a decoder")
             return _Picture(index, upload, decoded.pixels, decoded.width, decoded.height)
         except RiverlensError as error:
-            return index, rejected(event, upload.image_id, stage, error, attempts, self._clock.now_ms())
+            return index, rejected(event, upload.image_id, stage, error, fetching.attempts, self._clock.now_ms())
+        except Exception as unexpected:  # noqa: BLE001
+            # Whatever a picture does, it does to itself alone: its partition goes on.
+            _log.exception("a picture failed in a way nobody expected", **{LogField.IMAGE_ID: upload.image_id})
+            internal = RiverlensError(f"{type(unexpected).__name__}; the log of ingest has the reason")
+            return index, rejected(event, upload.image_id, stage, internal, fetching.attempts, self._clock.now_ms())
 
     async def _embed(
         self, embedder: Embedder, spec: CollectionSpec, events: Sequence[SourceEvent], pictures: Sequence[_Picture]
@@ -286,17 +302,13 @@ class Pipeline:
         self, call: Callable[[], Awaitable[Answer]], spec: CollectionSpec, whom: str = "an embedder"
     ) -> Answer:
         """Repeat a call while nobody answers, or an embedder of another fingerprint: no picture's fault."""
-        attempts = 0
-        while True:
-            try:
-                return await call()
-            except (Unavailable, FingerprintMismatch) as error:
-                attempts += 1
-                _log.warning(
-                    f"waiting for {whom}",
-                    **{LogField.COLLECTION: spec.name, LogField.CODE: error.code, LogField.ERROR: error.detail},
-                )
-                await self._clock.sleep(pause_s(attempts))
+        retrying = Retrying(
+            self._clock,
+            f"waiting for {whom}",
+            fields={LogField.COLLECTION: spec.name},
+            again_after=(Unavailable, FingerprintMismatch),
+        )
+        return await retrying(call)
 
 
 def _check_place(event: SourceEvent, content: ImageEvent, spec: CollectionSpec) -> None:

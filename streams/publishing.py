@@ -6,18 +6,17 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
-import structlog
+from msgspec.structs import replace
 
 from actors.log.producer import OutgoingRecord
 from contract.errors import BrokerUnavailable, InvalidRequest, NotFound
 from contract.events import CollectionSpec, decode_event, encode_json
 from contract.telemetry import LogField
 from contract.topics import DEAD_LETTER_TOPIC, embedding_log_topic
-from streams.backoff import Clock, pause_s
+from streams.backoff import Clock, Retrying
 from streams.metrics import count_event
 from streams.outcome import Outcome, SourceEvent, rejected
 
-_log = structlog.get_logger()
 _LOOK_EVERY_S = 0.5
 
 
@@ -42,7 +41,7 @@ class Publisher:
         Waits for a broker that is away. A record that no broker takes makes its event a rejection.
         """
         collection = pairs[0][0].collection
-        await self._send(collection, [letter for _, one in pairs if (letter := _letter(one)) is not None])
+        await self._send(collection, [letter for _, one in pairs if (letter := self._letter(one)) is not None])
         try:
             await self._send(collection, [record for event, one in pairs for record in _records(event, one)])
         except InvalidRequest:
@@ -57,22 +56,22 @@ class Publisher:
         except InvalidRequest as error:
             image_id = decode_event(event.value).image_id
             refused = rejected(event, image_id, "publish", error, 1, self._clock.now_ms())
-            letter = _letter(refused)
+            letter = self._letter(refused)
             await self._send(event.collection, [*([letter] if letter is not None else []), *_records(event, refused)])
 
     async def _send(self, collection: str, records: Sequence[OutgoingRecord]) -> None:
         """Send until the broker has confirmed all; repeats are harmless, gaps are not."""
-        attempts = 0
-        while records:
+        if not records:
+            return
+
+        async def send() -> None:
             try:
                 await self._while_live(collection, self._log.send_all(records))
-                break
-            except BrokerUnavailable as error:
-                attempts += 1
-                _log.warning("waiting for the broker", **{LogField.ERROR: error.detail})
-                if not self._is_live(collection):
-                    break
-                await self._clock.sleep(pause_s(attempts))
+            except BrokerUnavailable:
+                if self._is_live(collection):
+                    raise
+
+        await Retrying(self._clock, "waiting for the broker", fields={LogField.COLLECTION: collection})(send)
 
     async def _while_live(self, collection: str, sending: Coroutine[Any, Any, object]) -> None:
         """Await a sending; leave it behind when its collection ends, since topics that are gone confirm nothing."""
@@ -93,13 +92,16 @@ class Publisher:
             return False
         return True
 
-
-def _letter(outcome: Outcome) -> OutgoingRecord | None:
-    letter = outcome.dead_letter
-    if letter is None:
-        return None
-    key = letter.image_id.encode() if letter.image_id is not None else None
-    return OutgoingRecord(DEAD_LETTER_TOPIC, 0, key, encode_json(letter))
+    def _letter(self, outcome: Outcome) -> OutgoingRecord | None:
+        letter = outcome.dead_letter
+        if letter is None:
+            return None
+        key = letter.image_id.encode() if letter.image_id is not None else None
+        try:
+            letter = replace(letter, incarnation=self._collections(letter.collection).incarnation)
+        except NotFound:
+            return None  # nobody could ask for it
+        return OutgoingRecord(DEAD_LETTER_TOPIC, 0, key, encode_json(letter))
 
 
 def _records(event: SourceEvent, outcome: Outcome) -> list[OutgoingRecord]:

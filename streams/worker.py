@@ -36,6 +36,7 @@ from contract.settings import Settings, load_settings
 from contract.telemetry import LogField
 from streams.app import make_app
 from streams.pipeline import Pipeline
+from streams.redriven import NewerEvents, events_reader
 
 _log = structlog.get_logger()
 _LOOK_EVERY_S = 1.0
@@ -101,6 +102,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
     served = collections.incarnations()
     producer = LogProducer(settings, "riverlens-ingest", gapless=True)
     decoder = DecodingPool(settings)
+    read_events, close_reader = events_reader(settings)
 
     @lru_cache
     def embedder(model: str) -> EmbedderClient:
@@ -114,6 +116,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
         log=producer,
         decoder=decoder,
         clock=SystemClock(),
+        overtaken=NewerEvents(read_events),
     )
     app = make_app(settings, sorted(served), pipeline.submit)
     app.finalize()
@@ -143,6 +146,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
         _log.warning("the Kafka client does not end; the process leaves it behind")
     await asyncio.to_thread(producer.close, flush_s)
     await asyncio.to_thread(decoder.close)
+    await asyncio.to_thread(close_reader)
     return end
 
 

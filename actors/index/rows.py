@@ -57,7 +57,7 @@ class IdRow(Struct, frozen=True):
 
     def state(self, image_id: str) -> PointState | None:
         """What callers see; None if all that is known has no effect."""
-        told = PointState(image_id=image_id, state="searchable", source_offset=-1)
+        told = PointState(image_id=image_id, state="searchable", source_offset=-1, last_offset=self._last_offset())
         if self.rejection is not None:
             told = msgspec.structs.replace(
                 told,
@@ -84,6 +84,15 @@ class IdRow(Struct, frozen=True):
             file_name=self.point.file_name,
             width=self.point.width,
             height=self.point.height,
+        )
+
+    def _last_offset(self) -> int:
+        """Source offset of the newest event of any kind; -1 for none."""
+        return max(
+            self.deleted_at,
+            -1 if self.point is None else max(self.point.source_offset, self.point.payload_offset),
+            -1 if self.rejection is None else self.rejection.source_offset,
+            -1 if self.pending is None else self.pending.payload_offset,
         )
 
 

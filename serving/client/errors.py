@@ -270,6 +270,13 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
 
+class TooManyUploads(Unavailable):
+    """Uploads come faster than they become searchable; this one was refused before it was stored."""
+
+    code = "too_many_uploads"
+    http_status = 429
+
+
 class NotSearchableInTime(Unavailable):
     """Not searchable within the bounded wait; with a `receipt`, it is logged and will be."""
 
@@ -288,6 +295,13 @@ class EventInvalid(ApiError):
     """A record on `image-events` that cannot be decoded or lies in the wrong partition."""
 
     code = "event_invalid"
+
+
+class RedriveRefused(ApiError):
+    """A dead letter that cannot be sent again: its image has a newer event, or its event can never succeed."""
+
+    code = "redrive_refused"
+    http_status = 409
 
 
 class EncodingFailed(ApiError):

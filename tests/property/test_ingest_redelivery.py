@@ -24,7 +24,18 @@ from contract.topics import embedding_log_topic
 from streams.outcome import SourceEvent
 from streams.pipeline import Acknowledge, Pipeline
 from tests.decoding import shared_decoder
-from tests.unit.ingest_fakes import SPEC, Crash, FakeClock, FakeEmbedder, FakeLog, FakeObjects, png, source, upload
+from tests.unit.ingest_fakes import (
+    SPEC,
+    Crash,
+    FakeClock,
+    FakeEmbedder,
+    FakeLog,
+    FakeObjects,
+    FakeOvertaken,
+    png,
+    source,
+    upload,
+)
 
 LOG = embedding_log_topic("images")
 TORN = png(0)[:30]
@@ -113,6 +124,7 @@ async def _run_until_crash(
         log=log,
         decoder=shared_decoder(),
         clock=FakeClock(),
+        overtaken=FakeOvertaken(),
     )
     try:
         for start in range(0, len(events), batch):

@@ -19,8 +19,9 @@ from contract.errors import (
     EncodingFailed,
     ObjectMissing,
     ObjectStoreUnavailable,
+    RedriveRefused,
 )
-from contract.events import CollectionSpec, ImageEvent, ImageUploaded, encode_json
+from contract.events import CollectionSpec, ImageEvent, ImageUploaded, Redrive, encode_json
 from contract.topics import partition_of
 from streams.outcome import SourceEvent
 
@@ -135,6 +136,24 @@ class FakeEmbedder:
         means = pixels.reshape(len(pixels), -1, 3).mean(axis=1)
         rows = np.concatenate([means, np.ones((len(pixels), 1))], axis=1).astype(np.float32)
         return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+class FakeOvertaken:
+    """Which redriven images have a newer event."""
+
+    def __init__(self) -> None:
+        self.newer: set[str] = set()
+        self.checked: list[tuple[int, Redrive, str]] = []
+        self.outages = 0
+
+    async def check(self, event: SourceEvent, redrive: Redrive, image_id: str) -> None:
+        """Refuse on command."""
+        self.checked.append((event.offset, redrive, image_id))
+        if self.outages:
+            self.outages -= 1
+            raise BrokerUnavailable("away on purpose")
+        if image_id in self.newer:
+            raise RedriveRefused(f"image {image_id!r} has a newer event")
 
 
 class FakeClock:

@@ -33,6 +33,7 @@ from tests.unit.ingest_fakes import (
     FakeEmbedder,
     FakeLog,
     FakeObjects,
+    FakeOvertaken,
     png,
     source,
     upload,
@@ -49,6 +50,7 @@ class Bench:
         self.embedder = FakeEmbedder()
         self.log = FakeLog()
         self.clock = FakeClock()
+        self.overtaken = FakeOvertaken()
         self.acked: list[tuple[int, int]] = []
         self.published_at_ack: list[int] = []
         self.settings = Settings(**settings)  # type: ignore[arg-type]
@@ -69,6 +71,7 @@ class Bench:
             log=self.log,
             decoder=shared_decoder(),
             clock=self.clock,
+            overtaken=self.overtaken,
         )
         for start in range(0, len(events), batch):
             await pipeline.submit([(event, self._ack(event)) for event in events[start : start + batch]])
