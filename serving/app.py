@@ -20,7 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from actors.call_context import on_behalf_of
 from contract.errors import RiverlensError
 from contract.telemetry import LogField
-from serving import problems, routes_collections, routes_images, routes_search, routes_system
+from serving import problems, routes_collections, routes_dead_letters, routes_images, routes_search, routes_system
+from serving.dead_letter_bodies import SettleRequest
 from serving.dependencies import Dependencies
 from serving.metrics import Metrics
 from serving.parts import assemble
@@ -71,7 +72,7 @@ def create_app(dependencies: Dependencies) -> FastAPI:
         redoc_url=None,
     )
     app.state.parts = assemble(dependencies)
-    for module in (routes_collections, routes_images, routes_search, routes_system):
+    for module in (routes_collections, routes_images, routes_dead_letters, routes_search, routes_system):
         app.include_router(module.router)
     problems.install(app)
     metrics = app.state.parts.metrics
@@ -203,6 +204,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             BatchAnswer,
             Click,
             CollectionRequest,
+            SettleRequest,
         )
         for model in by_hand:
             described = model.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from actors.decoding.messages import Region
 from actors.decoding.pool import Decoded, Described
+from actors.log.records import LogRecord
 from actors.messages import (
     EmbedderRole,
     EmbedderStatus,
@@ -123,6 +124,19 @@ class Registry(Protocol):
         """Release the connection."""
 
 
+class LetterTopic(Protocol):
+    """The dead-letter topic; `actors.log.ranges.RangeReader`. Calls block; all raise BrokerUnavailable (retryable)."""
+
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """Lowest offset still there, and the offset after the last record."""
+
+    def read(self, topic: str, partition: int, start: int, most: int, within_s: float) -> Sequence[LogRecord]:
+        """Up to `most` records from `start` on. Raises LogGap, NotFound."""
+
+    def close(self) -> None:
+        """Release the connections."""
+
+
 class CollectionAdmin(Protocol):
     """Makes and drops collections, and knows where their events end; `serving.admin`. Calls block."""
 
@@ -155,10 +169,12 @@ class Dependencies:
     make_embedder: EmbedderFactory
     make_shard: ShardFactory
     decoder: Decoder
+    letters: LetterTopic
 
     def close(self) -> None:
         """Release every connection."""
         self.events.close()
         self.admin.close()
+        self.letters.close()
         self.registry.close()
         self.decoder.close()

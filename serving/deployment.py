@@ -11,6 +11,7 @@ from ray.util import get_node_ip_address
 from actors.decoding.pool import DecodingPool
 from actors.handles import EmbedderClient, ShardClient
 from actors.log.producer import LogProducer
+from actors.log.ranges import RangeReader
 from actors.log.registry import CollectionRegistry
 from actors.logs import configure
 from actors.messages import EmbedderRole
@@ -47,6 +48,7 @@ def connect_dependencies(settings: Settings) -> Dependencies:
         make_embedder=make_embedder,
         make_shard=make_shard,
         decoder=DecodingPool(settings),
+        letters=RangeReader(settings, "riverlens-api-dead-letters"),
     )
 
 

@@ -11,6 +11,8 @@ from contract.topics import check_collection_name
 from serving.admission import Admission
 from serving.catalog import Catalog, ServedCollection
 from serving.confidence import Calibrations
+from serving.dead_letter_index import DeadLetterIndex
+from serving.dead_letters import DeadLetters
 from serving.dependencies import Dependencies
 from serving.fallback import Retrieval
 from serving.images import Images
@@ -33,6 +35,7 @@ class Parts:
     images: Images
     searcher: Searcher
     state: SystemState
+    letters: DeadLetters
 
 
 def assemble(dependencies: Dependencies) -> Parts:
@@ -56,6 +59,7 @@ def assemble(dependencies: Dependencies) -> Parts:
             Admission(settings.search_in_flight_max, metrics),
         ),
         state=SystemState(dependencies, catalog),
+        letters=DeadLetters(settings, DeadLetterIndex(dependencies.letters), events, dependencies.admin),
     )
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from actors.embedding.preprocessing import decode, to_pixels
 from actors.lexical.words import words_of
+from actors.log.records import LogRecord
 from actors.messages import (
     Candidate,
     EmbedderRole,
@@ -40,6 +41,7 @@ from contract.errors import (
     FingerprintMismatch,
     ImageTooLarge,
     InvalidImage,
+    LogGap,
     NotFound,
     ObjectMissing,
     ShardUnavailable,
@@ -248,6 +250,8 @@ class FakeSystem:
     log: dict[tuple[str, int], list[bytes]] = field(default_factory=dict)
     applying: bool = True
     broker_down: bool = False
+    letters_low: int = 0
+    headers: dict[tuple[str, int, int], Mapping[str, bytes]] = field(default_factory=dict)
     closed: list[str] = field(default_factory=list)
 
     def add(self, spec: CollectionSpec) -> None:
@@ -263,6 +267,7 @@ class FakeSystem:
             self.embedder,
             self.shard,
             shared_decoder(self.settings),
+            _Letters(self),
         )
 
     def embedder(self, model: str, role: EmbedderRole, count: int) -> FakeEmbedder:
@@ -298,6 +303,9 @@ class FakeSystem:
         elif known is not None:
             payload = msgspec.json.encode(event.payload)
             shard.points[event.image_id] = msgspec.structs.replace(known, payload=payload, source_offset=offset)
+        if event.image_id in shard.points:
+            last = msgspec.structs.replace(shard.points[event.image_id], last_offset=offset)
+            shard.points[event.image_id] = last
 
     def _point(self, event: ImageUploaded, known: PointState | None, offset: int) -> PointState:
         data = self.objects.stored[event.object_key]
@@ -335,12 +343,34 @@ class _Events:
         assert value is not None
         records = self._system.log.setdefault((topic, partition), [])
         records.append(value)
+        self._system.headers[topic, partition, len(records) - 1] = dict(headers or {})
         if topic.startswith("image-events.") and self._system.applying:
             self._system.apply(topic.removeprefix("image-events."), partition)
         return len(records) - 1
 
     def close(self) -> None:
         self._system.closed.append("events")
+
+
+class _Letters:
+    """Reads any topic of the fake log."""
+
+    def __init__(self, system: FakeSystem) -> None:
+        self._system = system
+
+    def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        if self._system.broker_down:
+            raise BrokerUnavailable("the fake broker is down")
+        return self._system.letters_low, len(self._system.log.get((topic, partition), []))
+
+    def read(self, topic: str, partition: int, start: int, most: int, within_s: float) -> list[LogRecord]:
+        if start < self._system.letters_low:
+            raise LogGap("the fake log begins later")
+        values = self._system.log.get((topic, partition), [])[start : start + most]
+        return [LogRecord(partition, start + n, None, value, {}, 0) for n, value in enumerate(values)]
+
+    def close(self) -> None:
+        self._system.closed.append("letters")
 
 
 class _Registry:
