@@ -237,6 +237,11 @@ async def test_the_description_names_bodies_forms_and_problems(http: httpx.Async
         "/v1/collections/{collection}/images",
         "/v1/collections/{collection}/images/{image_id}",
         "/v1/collections/{collection}/images/{image_id}/content",
+        "/v1/collections/{collection}/dead-letters",
+        "/v1/collections/{collection}/dead-letters/redrive",
+        "/v1/collections/{collection}/dead-letters/drop",
+        "/v1/collections/{collection}/dead-letters/{letter_id}",
+        "/v1/collections/{collection}/dead-letters/{letter_id}/redrive",
         "/v1/collections/{collection}/search",
         "/v1/collections/{collection}/search/batch",
         "/v1/collections/{collection}/clicks",
@@ -263,4 +268,4 @@ async def test_the_app_closes_what_it_depends_on(system: FakeSystem) -> None:
     app = create_app(system.dependencies())
     async with app.router.lifespan_context(app):
         assert system.closed == []
-    assert sorted(system.closed) == ["admin", "events", "registry"]
+    assert sorted(system.closed) == ["admin", "events", "letters", "registry"]
