@@ -152,9 +152,20 @@ def _run_head(folder: Path) -> int:
     partial.rename(folder / _ADDRESS_FILE)
     # The parent may be killed without a chance to stop this process.
     while not stopping.wait(0.5) and os.getppid() == parent:
-        pass
+        if dead := _dead_parts():
+            sys.stderr.write(f"ended: {', '.join(dead)}\n")
+            sys.stderr.flush()
+            # Leaving Ray in order would wait for what is dead; LocalRay ends the rest of the group.
+            os._exit(1)
     ray.shutdown()
     return 0
+
+
+def _dead_parts() -> list[str]:
+    """Parts of the head without which nothing works and that have ended; Ray itself says nothing of it."""
+    node = ray._private.worker._global_node
+    vital = {ray_constants.PROCESS_TYPE_RAYLET, ray_constants.PROCESS_TYPE_GCS_SERVER}
+    return [name for name, _ in node.dead_processes() if name in vital] if node is not None else []
 
 
 def _stop_event() -> threading.Event:
