@@ -128,6 +128,7 @@ class PointState(Struct, frozen=True, kw_only=True):
 
     A rejected re-upload of a searchable image leaves it `searchable` and fills `rejection_*`.
     `last_offset` is the source offset of the newest event of any kind that is known of the id.
+    `duplicate_of` is the image that had the same bytes before, when this one was uploaded.
     `vector` is (d,) float32 and present only when asked for.
     """
 
@@ -145,6 +146,7 @@ class PointState(Struct, frozen=True, kw_only=True):
     rejection_reason: str | None = None
     rejection_offset: int | None = None
     last_offset: int = -1
+    duplicate_of: str | None = None
     vector: FloatMatrix | None = None
 
 

@@ -143,6 +143,12 @@ class UrlUnavailable(Unavailable):
     http_status = 502
 
 
+class ObjectDamaged(Unavailable):
+    """The bytes under the key that an event names are not those it was logged with: they have another SHA-256."""
+
+    code = "object_damaged"
+
+
 class EmbedderUnavailable(Unavailable):
     """No embedder actor answers."""
 

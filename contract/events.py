@@ -73,7 +73,10 @@ ImageEvent: TypeAlias = ImageUploaded | ImageDeleted | PayloadUpdated
 
 
 class PointEmbedded(Struct, frozen=True, tag_field="type", tag="point_embedded.v1", kw_only=True):
-    """A searchable point. `vector` is (d,) float32 little-endian, L2-normalised, of `fingerprint`."""
+    """A searchable point. `vector` is (d,) float32 little-endian, L2-normalised, of `fingerprint`.
+
+    `duplicate_of` is the image whose picture has the same bytes and came first, as far as was known then.
+    """
 
     image_id: str
     vector: bytes
@@ -85,6 +88,7 @@ class PointEmbedded(Struct, frozen=True, tag_field="type", tag="point_embedded.v
     file_name: str | None = None
     width: int
     height: int
+    duplicate_of: str | None = None
     source_offset: int
     event_at_ms: int
 
@@ -179,6 +183,19 @@ class Redrive(Struct, frozen=True, tag_field="type", tag="redrive.v1", kw_only=T
     newer_from: int
     attempts: int
     redrives: int
+
+
+class BytesHolder(Struct, frozen=True, array_like=True):
+    """An image whose upload at `source_offset` had certain bytes; it may have been deleted or replaced since."""
+
+    image_id: str
+    source_offset: int
+
+
+class KnownBytes(Struct, frozen=True, tag_field="type", tag="known_bytes.v1"):
+    """Images that were uploaded with the same bytes, first one first. A hint: the shards know what stands."""
+
+    holders: tuple[BytesHolder, ...]
 
 
 class ResultClicked(Struct, frozen=True, tag_field="type", tag="result_clicked.v1"):
@@ -286,6 +303,19 @@ def decode_collection(data: bytes) -> CollectionSpec:
         return msgspec.json.decode(data, type=CollectionSpec)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise EventInvalid(f"not a collection: {error}") from error
+
+
+def encode_known_bytes(known: KnownBytes) -> bytes:
+    """MessagePack bytes of a record of the known-bytes topic."""
+    return _msgpack_encoder.encode(known)
+
+
+def decode_known_bytes(data: bytes) -> KnownBytes:
+    """Decode a record of the known-bytes topic; raises EventInvalid."""
+    try:
+        return msgspec.msgpack.decode(data, type=KnownBytes)
+    except msgspec.MsgspecError as error:
+        raise EventInvalid(f"not a record of known bytes: {error}") from error
 
 
 def encode_log_entry(entry: LogEntry) -> bytes:

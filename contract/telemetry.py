@@ -24,6 +24,12 @@ class Metric(Struct, frozen=True):
 DELAY_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 EVENTS = Metric("riverlens_ingest_events_total", "counter", "Events taken from image-events, by outcome.", ("outcome",))
+INGEST_UPLOADS = Metric(
+    "riverlens_ingest_uploads_total",
+    "counter",
+    "Uploads that were embedded, that were saved the embedding, and that are duplicates of another image.",
+    ("outcome",),
+)
 INGEST_STAGE_SECONDS = Metric(
     "riverlens_ingest_stage_seconds", "histogram", "Time of one ingest stage for one batch.", ("stage",)
 )

@@ -12,11 +12,14 @@ from contract.errors import InvalidRequest
 COLLECTIONS_TOPIC = "riverlens-collections"
 DEAD_LETTER_TOPIC = "dead-letter"
 CLICKS_TOPIC = "result-clicks"
+KNOWN_BYTES_TOPIC = "known-bytes"
 
 _COLLECTION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 # Tombstones outlive the longest time a shard may be away and still resume from its own offset.
 TOMBSTONE_RETENTION_MS = 7 * 24 * 3600 * 1000
+
+SHA256_BYTES = 32
 
 # Records that wrap a whole event (a dead letter, a point) are larger than the event, whose own
 # topic keeps Kafka's default limit of 1 MiB.
@@ -68,6 +71,24 @@ def rejection_key(image_id: str) -> bytes:
 def marker_key(partition: int) -> bytes:
     """Key of the marker of an event that names no image (undecodable)."""
     return b"marker/" + str(partition).encode()
+
+
+def known_bytes_key(incarnation: str, fingerprint: str, sha256: str) -> bytes | None:
+    """Key of what is known of certain bytes in one life of a collection; None if `sha256` is no SHA-256.
+
+    A vector serves a second upload only under the encoder that made it, so the fingerprint is part of the key.
+    """
+    try:
+        digest = bytes.fromhex(sha256)
+    except ValueError:
+        return None
+    return f"{incarnation}/{fingerprint}/".encode() + digest if len(digest) == SHA256_BYTES else None
+
+
+def incarnation_of_key(key: bytes) -> str | None:
+    """The life of a collection a key of the known-bytes topic belongs to; None for a key of another kind."""
+    incarnation, slash, _ = key.partition(b"/")
+    return incarnation.decode(errors="replace") if slash else None
 
 
 def murmur2(data: bytes) -> int:
@@ -150,4 +171,6 @@ def system_topic_specs(retention_ms: int) -> tuple[TopicSpec, ...]:
             },
         ),
         TopicSpec(CLICKS_TOPIC, 1, {"cleanup.policy": "delete", "retention.ms": str(retention_ms)}),
+        # One partition: every ingest process holds the whole table, and Faust reads it as one.
+        TopicSpec(KNOWN_BYTES_TOPIC, 1, {"cleanup.policy": "compact"}),
     )

@@ -16,6 +16,7 @@ from contract.settings import Settings
 from contract.telemetry import LogField
 from serving.catalog import ServedCollection
 from serving.dependencies import CollectionAdmin, Decoder, EventLog, Objects
+from serving.duplicates import first_with_these_bytes
 from serving.events import await_applied, deletion, log_event, payload_update
 from serving.pictures import THUMBNAIL_TYPE
 from serving.schemas import ChangeAnswer, ImageAnswer, ReceiptBody, Rejection
@@ -56,9 +57,11 @@ class Images:
             rejection = Rejection(
                 code=point.rejection_code or "", reason=point.rejection_reason or "", offset=point.rejection_offset
             )
+        first = await first_with_these_bytes(collection, point)
+        there: Literal["searchable", "duplicate"] = "searchable" if first is None else "duplicate"
         return ImageAnswer(
             id=image_id,
-            state="searchable" if point.state == "searchable" else "rejected",
+            state=there if point.state == "searchable" else "rejected",
             partition=partition,
             source_offset=point.source_offset,
             payload=None if point.payload is None else msgspec.json.decode(point.payload),
@@ -67,6 +70,7 @@ class Images:
             file_name=point.file_name,
             width=point.width,
             height=point.height,
+            duplicate_of=first,
             rejection=rejection,
         )
 

@@ -69,7 +69,7 @@ async def upload(
     )
     reference = validate(UploadReference, form.fields)
     answer = await parts.uploader.upload(collection, reference, form.file, wait, request_id_of(request))
-    if answer.status == "searchable":
+    if answer.status != "logged":
         response.status_code = 201
     return answer
 

@@ -63,8 +63,11 @@ class UploadAnswer(BaseModel):
 
     id: str = Field(examples=["red-bird"])
     sha256: str = Field(description="SHA-256 of the bytes, hexadecimal.")
-    status: Literal["logged", "searchable"] = Field(description="How far the upload is known to be.")
+    status: Literal["logged", "searchable", "duplicate"] = Field(
+        description="How far the upload is known to be. `duplicate`: searchable, and another image has the same bytes."
+    )
     receipt: ReceiptBody
+    duplicate_of: str | None = Field(None, description="The image that had the same bytes first; with `duplicate`.")
 
 
 class ChangeAnswer(BaseModel):
@@ -93,8 +96,9 @@ class ImageAnswer(BaseModel):
     """What is known of one image."""
 
     id: str
-    state: Literal["logged", "searchable", "rejected"] = Field(
-        description="`logged`: its shard has not caught up within the wait, so the image is not known yet."
+    state: Literal["logged", "searchable", "duplicate", "rejected"] = Field(
+        description="`logged`: its shard has not caught up within the wait, so the image is not known yet. "
+        "`duplicate`: searchable, and another image has the same bytes."
     )
     partition: int
     source_offset: int | None = Field(description="Offset in `image-events` of the last event that took effect.")
@@ -104,6 +108,7 @@ class ImageAnswer(BaseModel):
     file_name: str | None = None
     width: int | None = None
     height: int | None = None
+    duplicate_of: str | None = Field(None, description="The image that had the same bytes first; with `duplicate`.")
     rejection: Rejection | None = Field(None, description="The last rejected upload under this id, if there was one.")
 
 

@@ -14,6 +14,7 @@ from contract.events import ImageUploaded, Receipt
 from contract.settings import Settings
 from serving.catalog import ServedCollection
 from serving.dependencies import Decoder, EventLog, Objects
+from serving.duplicates import first_with_these_bytes
 from serving.events import await_applied, log_event, now_ms
 from serving.metrics import Metrics
 from serving.problems import ProblemError
@@ -83,24 +84,29 @@ class Uploader:
             request_id=request_id,
         )
         receipt = await log_event(self._events, collection, event)
-        known = "logged"
+        known: Literal["logged", "searchable", "duplicate"] = "logged"
+        first = None
         try:
             if wait == "searchable":
-                known = await self._outcome(collection, event.image_id, receipt)
+                first = await self._outcome(collection, event.image_id, receipt)
+                known = "searchable" if first is None else "duplicate"
         finally:
             self._metrics.uploads.labels(known).inc()
         body = ReceiptBody(partition=receipt.partition, offset=receipt.offset)
-        return UploadAnswer(id=event.image_id, sha256=sha256, status=wait, receipt=body)
+        return UploadAnswer(id=event.image_id, sha256=sha256, status=known, receipt=body, duplicate_of=first)
 
-    async def _outcome(self, collection: ServedCollection, image_id: str, receipt: Receipt) -> str:
-        """Wait for the event's effect; raises ImageRejected in a problem that carries the receipt."""
+    async def _outcome(self, collection: ServedCollection, image_id: str, receipt: Receipt) -> str | None:
+        """Wait for the event's effect; the image that had the bytes first, if another had.
+
+        Raises ImageRejected in a problem that carries the receipt.
+        """
         await await_applied(collection, receipt, self._settings.wait_searchable_timeout_s)
         (point,) = await collection.ask(receipt.partition, lambda shard: shard.fetch([image_id]))
         if point is not None and point.rejection_offset == receipt.offset:
             error = ImageRejected(f"{point.rejection_code}: {point.rejection_reason}")
             members = {"partition": receipt.partition, "offset": receipt.offset}
             raise ProblemError(error, id=image_id, receipt=members)
-        return "searchable"
+        return None if point is None else await first_with_these_bytes(collection, point)
 
 
 def _file_name(file: UploadedFile | None) -> str | None:

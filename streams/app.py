@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import faust
 from faust.types import EventT, StreamT
@@ -13,6 +14,7 @@ from actors.log.connection import bootstrap_servers, read_local_broker
 from contract.settings import Settings
 from contract.topics import image_events_topic
 from streams.ingest_group import INGEST_GROUP
+from streams.known_bytes import STORE, TABLE_CLASS
 from streams.outcome import SourceEvent
 from streams.transport import CommittingTransport, PromptTransport
 
@@ -24,8 +26,8 @@ _SESSION_S = 10.0
 _MEMORY_SESSION_S = 3.0
 
 
-def make_app(settings: Settings, collections: Sequence[str], submit: Submit) -> faust.App:
-    """A Faust app that feeds the events of `collections` to `submit`, in batches.
+def make_app(settings: Settings, collections: Sequence[str], submit: Submit, tables: Path) -> faust.App:
+    """A Faust app that feeds the events of `collections` to `submit`, in batches, with its tables under `tables`.
 
     Nothing is acknowledged here: `submit` gets an acknowledgement per event, to call once the
     event's effect is durable.
@@ -41,7 +43,11 @@ def make_app(settings: Settings, collections: Sequence[str], submit: Submit) -> 
         broker_session_timeout=_MEMORY_SESSION_S if memory else _SESSION_S,
         broker_heartbeat_interval=1.0,
         consumer_auto_offset_reset="earliest",
-        store="memory://",
+        store=STORE,
+        datadir=tables,
+        GlobalTable=TABLE_CLASS,
+        # A changelog that lost its end is followed from where it ends: what a table lacks costs an embedding.
+        recovery_consistency_check=False,
         autodiscover=False,
         web_enabled=False,
         # Topics are made with their collection. Nothing here needs the leader's or a reply topic.

@@ -11,6 +11,7 @@ from contract.errors import EventInvalid, RedriveRefused, RiverlensError
 from contract.events import (
     DELETED_HEADER,
     REDRIVE_HEADER,
+    BytesHolder,
     DeadLetter,
     EventRejected,
     ImageDeleted,
@@ -51,31 +52,58 @@ class KeyedRecord(Struct, frozen=True):
 
 
 class Outcome(Struct, frozen=True):
-    """`dead_letter` must be durable before `records` are published."""
+    """`dead_letter` must be durable before `records` are published.
+
+    `known_bytes` is the key under which `image_id` is remembered once the records are durable.
+    """
 
     records: tuple[KeyedRecord, ...]
     dead_letter: DeadLetter | None = None
+    known_bytes: bytes | None = None
+    image_id: str | None = None
+
+
+class Embedding(Struct, frozen=True):
+    """What decoding and embedding make of a picture: (d,) float32, and the picture's size in pixels."""
+
+    vector: FloatMatrix
+    width: int
+    height: int
 
 
 def accepted(
-    event: SourceEvent, upload: ImageUploaded, vector: FloatMatrix, fingerprint: str, width: int, height: int
+    event: SourceEvent,
+    upload: ImageUploaded,
+    embedding: Embedding,
+    fingerprint: str,
+    known_bytes: bytes | None = None,
+    duplicate_of: str | None = None,
 ) -> Outcome:
-    """A point: `vector` is (d,) float32; `width` and `height` are of the decoded picture, in pixels."""
+    """A point, and under which key its bytes are remembered."""
     point = PointEmbedded(
         image_id=upload.image_id,
-        vector=vector.astype("<f4", copy=False).tobytes(),
+        vector=embedding.vector.astype("<f4", copy=False).tobytes(),
         fingerprint=fingerprint,
         payload=upload.payload,
         object_key=upload.object_key,
         sha256=upload.sha256,
         content_type=upload.content_type,
         file_name=upload.file_name,
-        width=width,
-        height=height,
+        width=embedding.width,
+        height=embedding.height,
+        duplicate_of=duplicate_of,
         source_offset=event.offset,
         event_at_ms=event.timestamp_ms,
     )
-    return Outcome((KeyedRecord(vector_key(upload.image_id), encode_log_entry(point)),))
+    record = KeyedRecord(vector_key(upload.image_id), encode_log_entry(point))
+    return Outcome((record,), known_bytes=known_bytes, image_id=upload.image_id)
+
+
+def bytes_holder(event: SourceEvent, outcome: Outcome) -> tuple[bytes, BytesHolder] | None:
+    """Who is remembered as a holder of which bytes, once the outcome is durable."""
+    if outcome.known_bytes is None or outcome.image_id is None:
+        return None
+    return outcome.known_bytes, BytesHolder(outcome.image_id, event.offset)
 
 
 def payload_changed(event: SourceEvent, update: PayloadUpdated) -> Outcome:

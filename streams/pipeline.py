@@ -1,12 +1,13 @@
 """The ingest pipeline, without Faust: batches of events in, durable records out, in source order.
 
-Stages of a batch: read the events → fetch and decode the pictures side by side → embed them in one
-call → publish. Several batches are in flight; only the publishing of one partition waits for the
-batch before it. An event is acknowledged once everything it led to is durable:
+Stages of a batch: read the events → find the pictures whose bytes are known → fetch and decode the others
+side by side → embed them in one call → publish. Several batches are in flight; only the publishing of one
+partition waits for the batch before it. An event is acknowledged once everything it led to is durable:
 
 1. its dead letter, if it was rejected,
 2. its records in the embedding log, after those of every earlier event of its partition,
-3. the acknowledgement.
+3. the table entry that says whose bytes are known,
+4. the acknowledgement.
 
 A crash between any two of these repeats the event, and shards apply a repeated record once.
 """
@@ -14,6 +15,7 @@ A crash between any two of these repeats the event, and shards apply a repeated 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -29,6 +31,7 @@ from contract.errors import (
     EventInvalid,
     FingerprintMismatch,
     NotFound,
+    ObjectDamaged,
     RedriveRefused,
     RiverlensError,
     Unavailable,
@@ -47,8 +50,18 @@ from contract.settings import Settings
 from contract.telemetry import LogField
 from contract.topics import partition_of
 from streams.backoff import Clock, Retrying
+from streams.duplicates import Duplicates, Upload
 from streams.metrics import stage_timer
-from streams.outcome import Outcome, SourceEvent, accepted, deleted, payload_changed, rejected
+from streams.outcome import (
+    Embedding,
+    Outcome,
+    SourceEvent,
+    accepted,
+    bytes_holder,
+    deleted,
+    payload_changed,
+    rejected,
+)
 from streams.publishing import Log, Publisher
 from streams.redriven import Overtaken
 
@@ -108,6 +121,7 @@ class Pipeline:
         embedder: Callable[[str], Embedder],
         log: Log,
         decoder: Decoder,
+        duplicates: Duplicates,
         clock: Clock,
         overtaken: Overtaken,
     ) -> None:
@@ -117,6 +131,7 @@ class Pipeline:
         self._embedder = embedder
         self._publisher = Publisher(log, collections, clock)
         self._decoder = decoder
+        self._duplicates = duplicates
         self._clock = clock
         self._overtaken = overtaken
         self._slots = asyncio.Semaphore(settings.ingest_batches_in_flight)
@@ -186,6 +201,10 @@ class Pipeline:
                 if self.failure is not None:
                     return  # an earlier batch of this partition may have a hole; nothing may follow it
                 await self._publisher.publish([(batch[i][0], outcomes[i]) for i in indexes])
+                done.set()
+                await self._duplicates.remember(
+                    [known for i in indexes if (known := bytes_holder(batch[i][0], outcomes[i])) is not None]
+                )
                 for index in indexes:
                     await batch[index][1]()
             except BaseException as error:
@@ -239,6 +258,33 @@ class Pipeline:
     async def _embed_uploads(
         self, spec: CollectionSpec, events: Sequence[SourceEvent], uploads: Sequence[tuple[int, ImageUploaded]]
     ) -> list[tuple[int, Outcome]]:
+        """Outcomes of uploads by index; only bytes that nobody knows are decoded and embedded."""
+        contents = dict(uploads)
+        rejections: list[tuple[int, Outcome]] = []
+
+        async def embed(indexes: Sequence[int]) -> dict[int, Embedding]:
+            made, refused = await self._decode_and_embed(spec, events, [(i, contents[i]) for i in indexes])
+            rejections.extend(refused)
+            return made
+
+        async def confirm(index: int) -> bool:
+            try:
+                await self._bytes(contents[index])
+            except RiverlensError:
+                return False  # decoding meets the same error, and tells of it
+            return True
+
+        places = {index: Upload(content, events[index].offset) for index, content in uploads}
+        resolved = await self._duplicates.resolve(spec, places, embed, confirm)
+        return rejections + [
+            (i, accepted(events[i], contents[i], one.embedding, spec.fingerprint, one.known_bytes, one.duplicate_of))
+            for i, one in resolved.items()
+        ]
+
+    async def _decode_and_embed(
+        self, spec: CollectionSpec, events: Sequence[SourceEvent], uploads: Sequence[tuple[int, ImageUploaded]]
+    ) -> tuple[dict[int, Embedding], list[tuple[int, Outcome]]]:
+        """Embeddings by index, and the rejections of those that have none."""
         embedder = self._embedder(spec.model)
         preprocess = (await self._patiently(lambda: _describe(embedder, spec), spec)).preprocess
         with stage_timer("decode"):
@@ -246,11 +292,20 @@ class Pipeline:
                 *(self._picture(spec, events[index], index, upload, preprocess) for index, upload in uploads)
             )
         pictures = [one for one in decoded if isinstance(one, _Picture)]
-        results = [one for one in decoded if not isinstance(one, _Picture)]
-        if pictures:
-            with stage_timer("embed"):
-                results += await self._embed(embedder, spec, events, pictures)
-        return results
+        rejections = [one for one in decoded if not isinstance(one, _Picture)]
+        if not pictures:
+            return {}, rejections
+        with stage_timer("embed"):
+            made, refused = await self._embed(embedder, spec, events, pictures)
+        return made, rejections + refused
+
+    async def _bytes(self, upload: ImageUploaded) -> bytes:
+        """The bytes of an upload; raises ObjectDamaged (retryable) if they are not those its event names."""
+        data = await self._objects.get(upload.object_key, max_bytes=self._settings.max_image_bytes)
+        digest = await asyncio.to_thread(hashlib.sha256, data)
+        if digest.hexdigest() != upload.sha256.lower():
+            raise ObjectDamaged(f"the bytes under {upload.object_key} do not have the SHA-256 {upload.sha256}")
+        return data
 
     async def _picture(
         self, spec: CollectionSpec, event: SourceEvent, index: int, upload: ImageUploaded, preprocess: PreprocessSpec
@@ -265,7 +320,7 @@ class Pipeline:
             attempts_max=settings.fetch_attempts,
         )
         try:
-            data = await fetching(lambda: self._objects.get(upload.object_key, max_bytes=settings.max_image_bytes))
+            data = await fetching(lambda: self._bytes(upload))
             stage = "decode"
             decoded = await self._patiently(lambda: self._decoder.square(data, preprocess), spec, "a decoder")
             return _Picture(index, upload, decoded.pixels, decoded.width, decoded.height)
@@ -279,7 +334,7 @@ class Pipeline:
 
     async def _embed(
         self, embedder: Embedder, spec: CollectionSpec, events: Sequence[SourceEvent], pictures: Sequence[_Picture]
-    ) -> list[tuple[int, Outcome]]:
+    ) -> tuple[dict[int, Embedding], list[tuple[int, Outcome]]]:
         """One call for all; if the encoder fails on them, one call each, so that only the guilty is rejected."""
         pixels = np.stack([picture.pixels for picture in pictures])
         request_ids = dict.fromkeys(picture.upload.request_id for picture in pictures)
@@ -290,13 +345,15 @@ class Pipeline:
             if len(pictures) == 1:
                 one = pictures[0]
                 letter = rejected(events[one.index], one.upload.image_id, "embed", error, 1, self._clock.now_ms())
-                return [(one.index, letter)]
-            apart = [await self._embed(embedder, spec, events, [picture]) for picture in pictures]
-            return [result for results in apart for result in results]
-        return [
-            (one.index, accepted(events[one.index], one.upload, row, spec.fingerprint, one.width, one.height))
-            for one, row in zip(pictures, rows, strict=True)
-        ]
+                return {}, [(one.index, letter)]
+            made: dict[int, Embedding] = {}
+            refused: list[tuple[int, Outcome]] = []
+            for picture in pictures:
+                good, bad = await self._embed(embedder, spec, events, [picture])
+                made |= good
+                refused += bad
+            return made, refused
+        return {one.index: Embedding(row, one.width, one.height) for one, row in zip(pictures, rows, strict=True)}, []
 
     async def _patiently(
         self, call: Callable[[], Awaitable[Answer]], spec: CollectionSpec, whom: str = "an embedder"

@@ -13,18 +13,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from functools import lru_cache
 from typing import NoReturn
 
+import faust
 import ray
 import structlog
 from prometheus_client import start_http_server
 
 from actors.cluster import connect
 from actors.decoding.pool import DecodingPool
-from actors.handles import EmbedderClient
+from actors.handles import EmbedderClient, ShardClient
+from actors.log.admin import ensure_topic, topic_identity
 from actors.log.connection import bootstrap_servers
 from actors.log.producer import FLUSH_S, LogProducer
 from actors.log.registry import CollectionRegistry
@@ -34,8 +36,12 @@ from contract.errors import BrokerUnavailable, NotFound, RiverlensError
 from contract.events import CollectionSpec
 from contract.settings import Settings, load_settings
 from contract.telemetry import LogField
+from contract.topics import KNOWN_BYTES_TOPIC, system_topic_specs
 from streams.app import make_app
-from streams.pipeline import Pipeline
+from streams.duplicates import Duplicates
+from streams.known_bytes import KnownBytesTable, TableFolder
+from streams.outcome import SourceEvent
+from streams.pipeline import Acknowledge, Pipeline
 from streams.redriven import NewerEvents, events_reader
 
 _log = structlog.get_logger()
@@ -108,6 +114,16 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
     def embedder(model: str) -> EmbedderClient:
         return EmbedderClient(model, "ingest", settings.embedders)
 
+    @lru_cache
+    def shards(collection: str, incarnation: str, shard: int, replicas: int) -> tuple[ShardClient, ...]:
+        return tuple(ShardClient(collection, incarnation, shard, replica) for replica in range(replicas))
+
+    async def submit(batch: Sequence[tuple[SourceEvent, Acknowledge]]) -> None:
+        await pipeline.submit(batch)
+
+    tables = await asyncio.to_thread(Tables, settings, collections)
+    app = make_app(settings, sorted(served), submit, tables.folder.path)
+    table = tables.join(app)
     pipeline = Pipeline(
         settings,
         collections=collections,
@@ -115,10 +131,10 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
         embedder=embedder,
         log=producer,
         decoder=decoder,
+        duplicates=Duplicates(table, lambda spec, shard: shards(spec.name, spec.incarnation, shard, spec.replicas)),
         clock=SystemClock(),
         overtaken=NewerEvents(read_events),
     )
-    app = make_app(settings, sorted(served), pipeline.submit)
     app.finalize()
     await app.start()
     _log.info("ingest is running", **{LogField.COLLECTION: ", ".join(sorted(served))})
@@ -147,7 +163,46 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
     await asyncio.to_thread(producer.close, flush_s)
     await asyncio.to_thread(decoder.close)
     await asyncio.to_thread(close_reader)
+    await tables.close()
     return end
+
+
+class Tables:
+    """The known-bytes table of a run, with its folder, its producer and its sweep."""
+
+    def __init__(self, settings: Settings, collections: Collections) -> None:
+        """Blocks. Raises BrokerUnavailable (retryable), TopicShapeMismatch."""
+        # The changelog is made here, too: a cluster of an earlier release has none.
+        for spec in system_topic_specs(settings.kafka_retention_ms):
+            if spec.name == KNOWN_BYTES_TOPIC:
+                ensure_topic(settings, spec)
+        self.folder = TableFolder(settings.home_path, topic_identity(settings, KNOWN_BYTES_TOPIC))
+        self._collections = collections
+        self._producer = LogProducer(settings, "riverlens-ingest-tables")
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def join(self, app: faust.App) -> KnownBytesTable:
+        """Make the table a part of an app that does not run yet."""
+        table = KnownBytesTable(app, self._producer)
+        self._sweeping = asyncio.create_task(self._sweep(table))
+        return table
+
+    async def _sweep(self, table: KnownBytesTable) -> None:
+        """Once the table is restored, forget what belongs to collections that are gone."""
+        await table.restored()
+        removed = await table.sweep(set(self._collections.incarnations().values()))
+        if removed:
+            _log.info("known bytes of dropped collections are forgotten", **{LogField.COUNT: removed})
+
+    async def close(self) -> None:
+        """Release everything."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            (swept,) = await asyncio.gather(self._sweeping, return_exceptions=True)
+            if isinstance(swept, Exception):
+                _log.error("entries of dropped collections could not be removed", **{LogField.ERROR: repr(swept)})
+        await asyncio.to_thread(self._producer.close, 0.0)
+        self.folder.close()
 
 
 async def _stopped_within(stopping: asyncio.Event, seconds: float) -> bool:

@@ -11,7 +11,7 @@ from contract.errors import EventInvalid, FingerprintMismatch
 from contract.events import EventRejected, LogEntry, PayloadChanged, PointDeleted, PointEmbedded, SourceAdvanced
 
 
-class PointRow(Struct, frozen=True, kw_only=True):
+class PointRow(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A searchable point without its vector.
 
     `source_offset` is that of the upload, `payload_offset` that of the event the payload came with.
@@ -29,6 +29,7 @@ class PointRow(Struct, frozen=True, kw_only=True):
     height: int
     event_at_ms: int
     number: int = -1
+    duplicate_of: str | None = None
 
 
 class RejectionRow(Struct, frozen=True):
@@ -84,6 +85,7 @@ class IdRow(Struct, frozen=True):
             file_name=self.point.file_name,
             width=self.point.width,
             height=self.point.height,
+            duplicate_of=self.point.duplicate_of,
         )
 
     def _last_offset(self) -> int:
@@ -189,6 +191,7 @@ def _embedded(row: IdRow, entry: PointEmbedded, fingerprint: str, dimension: int
         width=entry.width,
         height=entry.height,
         event_at_ms=entry.event_at_ms,
+        duplicate_of=entry.duplicate_of,
         number=row.point.number if row.point is not None else -1,
     )
     later = row.rejection if row.rejection is not None and row.rejection.source_offset > at else None

@@ -26,12 +26,16 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 class Uploaded(Answer, frozen=True, kw_only=True):
-    """Answer to an upload. `status`: `logged` (durable) or `searchable` (every search finds it)."""
+    """Answer to an upload. `status`: `logged` (durable), `searchable` (every search finds it) or `duplicate`.
+
+    A `duplicate` is searchable, and the image `duplicate_of` had the same bytes first.
+    """
 
     id: str
     sha256: str
     status: str
     receipt: Receipt
+    duplicate_of: str | None = None
 
 
 class Changed(Answer, frozen=True, kw_only=True):
@@ -55,7 +59,10 @@ class Rejection(Struct, frozen=True, kw_only=True):
 
 
 class Image(Answer, frozen=True, kw_only=True):
-    """What is known of one image. `state`: `logged`, `searchable` or `rejected`."""
+    """What is known of one image. `state`: `logged`, `searchable`, `duplicate` or `rejected`.
+
+    A `duplicate` is searchable, and the image `duplicate_of` had the same bytes first.
+    """
 
     id: str
     state: str
@@ -67,6 +74,7 @@ class Image(Answer, frozen=True, kw_only=True):
     file_name: str | None = None
     width: int | None = None
     height: int | None = None
+    duplicate_of: str | None = None
     rejection: Rejection | None = None
 
 

@@ -252,6 +252,12 @@ class UrlUnavailable(Unavailable):
     http_status = 502
 
 
+class ObjectDamaged(Unavailable):
+    """The bytes under the key of an upload are not those it was logged with."""
+
+    code = "object_damaged"
+
+
 class EmbedderUnavailable(Unavailable):
     """No embedder answers."""
 

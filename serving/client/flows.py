@@ -50,7 +50,9 @@ def upload(
             sha256 = hashlib.sha256(data).hexdigest()
         else:
             sha256 = (found.sha256 if found is not None else None) or ""
-        return Uploaded(id=image_id, sha256=sha256, status="searchable", receipt=late.receipt)
+        first = found.duplicate_of if found is not None else None
+        status = "searchable" if first is None else "duplicate"
+        return Uploaded(id=image_id, sha256=sha256, status=status, receipt=late.receipt, duplicate_of=first)
 
 
 def change(call: Call[Changed], collection: str, image_id: str, context: Context) -> Flow[Changed]:

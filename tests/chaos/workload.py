@@ -134,7 +134,7 @@ class Api:
         response = self._http.get(f"{_IMAGES}/{known.image_id}")
         body = _json(response)
         payload = body.get("payload") or {}
-        there = response.status_code == 200 and body.get("state") == "searchable"
+        there = response.status_code == 200 and body.get("state") in {"searchable", "duplicate"}
         picture = payload.get("picture", known.picture) if there else known.picture
         hits = self.search(Known(known.image_id, 0, picture), None).hits
         final = FinalImage(

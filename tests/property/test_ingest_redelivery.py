@@ -21,9 +21,11 @@ from contract.events import (
 )
 from contract.settings import Settings
 from contract.topics import embedding_log_topic
+from streams.duplicates import Duplicates
 from streams.outcome import SourceEvent
 from streams.pipeline import Acknowledge, Pipeline
 from tests.decoding import shared_decoder
+from tests.unit.duplicates_fakes import FakeTable
 from tests.unit.ingest_fakes import (
     SPEC,
     Crash,
@@ -122,6 +124,7 @@ async def _run_until_crash(
         objects=objects,
         embedder=lambda _: embedder,
         log=log,
+        duplicates=Duplicates(FakeTable(), lambda *_: []),
         decoder=shared_decoder(),
         clock=FakeClock(),
         overtaken=FakeOvertaken(),

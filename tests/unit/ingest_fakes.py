@@ -96,6 +96,10 @@ class FakeObjects:
         """Store bytes under their hash."""
         self.data[hashlib.sha256(data).hexdigest()] = data
 
+    def asked(self, key: str) -> int:
+        """How often a key was asked for."""
+        return self._asked.get(key, 0)
+
     async def get(self, key: str, max_bytes: int | None = None) -> bytes:
         """The bytes, or why not."""
         del max_bytes

@@ -24,9 +24,11 @@ from contract.events import (
 )
 from contract.settings import Settings
 from contract.topics import DEAD_LETTER_TOPIC, embedding_log_topic, payload_key, rejection_key, vector_key
+from streams.duplicates import Duplicates
 from streams.outcome import SourceEvent
 from streams.pipeline import Acknowledge, Pipeline
 from tests.decoding import shared_decoder
+from tests.unit.duplicates_fakes import FakeTable, LogShard
 from tests.unit.ingest_fakes import (
     SPEC,
     FakeClock,
@@ -51,6 +53,8 @@ class Bench:
         self.log = FakeLog()
         self.clock = FakeClock()
         self.overtaken = FakeOvertaken()
+        self.table = FakeTable()
+        self.shard = LogShard(self.log)
         self.acked: list[tuple[int, int]] = []
         self.published_at_ack: list[int] = []
         self.settings = Settings(**settings)  # type: ignore[arg-type]
@@ -69,6 +73,7 @@ class Bench:
             objects=self.objects,
             embedder=lambda _: self.embedder,
             log=self.log,
+            duplicates=Duplicates(self.table, lambda *_: [self.shard]),
             decoder=shared_decoder(),
             clock=self.clock,
             overtaken=self.overtaken,
