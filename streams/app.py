@@ -22,8 +22,18 @@ Submit = Callable[[Sequence[tuple[SourceEvent, Callable[[], Awaitable[object]]]]
 
 _TOPIC_PREFIX = image_events_topic("")
 _SESSION_S = 10.0
+_HEARTBEAT_S = 1.0
 # The in-memory cluster lets nearly a session pass before it hands out the partitions of a group that changed.
 _MEMORY_SESSION_S = 3.0
+
+
+def lease_s(settings: Settings) -> float:
+    """How long a worker may stand still and still be sure of its partitions, in seconds.
+
+    Without bound on the in-memory cluster: it has one worker, and sessions too short to tell a pause from a busy machine.
+    """
+    local = read_local_broker(settings)
+    return float("inf") if local is not None and local.kind == "memory" else _SESSION_S - _HEARTBEAT_S
 
 
 def make_app(settings: Settings, collections: Sequence[str], submit: Submit, tables: Path) -> faust.App:
@@ -41,7 +51,7 @@ def make_app(settings: Settings, collections: Sequence[str], submit: Submit, tab
         broker_commit_interval=0.5,
         # How long the partitions of a worker that died stand still before another one gets them.
         broker_session_timeout=_MEMORY_SESSION_S if memory else _SESSION_S,
-        broker_heartbeat_interval=1.0,
+        broker_heartbeat_interval=_HEARTBEAT_S,
         consumer_auto_offset_reset="earliest",
         store=STORE,
         datadir=tables,

@@ -124,6 +124,7 @@ class Pipeline:
         duplicates: Duplicates,
         clock: Clock,
         overtaken: Overtaken,
+        may_publish: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._collections = collections
@@ -134,6 +135,7 @@ class Pipeline:
         self._duplicates = duplicates
         self._clock = clock
         self._overtaken = overtaken
+        self._may_publish = may_publish
         self._slots = asyncio.Semaphore(settings.ingest_batches_in_flight)
         self._published: dict[tuple[str, int], asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -200,6 +202,7 @@ class Pipeline:
                     await before.wait()
                 if self.failure is not None:
                     return  # an earlier batch of this partition may have a hole; nothing may follow it
+                self._may_publish()
                 await self._publisher.publish([(batch[i][0], outcomes[i]) for i in indexes])
                 done.set()
                 await self._duplicates.remember(

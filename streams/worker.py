@@ -37,7 +37,8 @@ from contract.events import CollectionSpec
 from contract.settings import Settings, load_settings
 from contract.telemetry import LogField
 from contract.topics import KNOWN_BYTES_TOPIC, system_topic_specs
-from streams.app import make_app
+from streams.app import lease_s, make_app
+from streams.lease import Lease
 from streams.duplicates import Duplicates
 from streams.known_bytes import KnownBytesTable, TableFolder
 from streams.outcome import SourceEvent
@@ -124,6 +125,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
     tables = await asyncio.to_thread(Tables, settings, collections)
     app = make_app(settings, sorted(served), submit, tables.folder.path)
     table = tables.join(app)
+    lease = Lease(lease_s(settings), time.monotonic)
     pipeline = Pipeline(
         settings,
         collections=collections,
@@ -134,12 +136,18 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
         duplicates=Duplicates(table, lambda spec, shard: shards(spec.name, spec.incarnation, shard, spec.replicas)),
         clock=SystemClock(),
         overtaken=NewerEvents(read_events),
+        may_publish=lease.check,
     )
     app.finalize()
+    keeping = asyncio.create_task(lease.keep())
     await app.start()
     _log.info("ingest is running", **{LogField.COLLECTION: ", ".join(sorted(served))})
     end = End.STOPPED
     while not await _stopped_within(stopping, _LOOK_EVERY_S):
+        if lease.lost is not None:
+            _log.warning("ingest gives its partitions up", **{LogField.ERROR: lease.lost.detail})
+            end = End.FAILED
+            break
         if pipeline.failure is not None or app.crashed:
             _log.error("ingest failed", **{LogField.ERROR: repr(pipeline.failure or app.crash_reason)})
             end = End.FAILED
@@ -148,7 +156,12 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
         if collections.incarnations() != served:
             end = End.COLLECTIONS_CHANGED
             break
-    flush_s = FLUSH_S
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    if not keeping.cancelled() and (error := keeping.exception()) is not lease.lost and error is not None:
+        raise error
+    # A worker without its partitions must not send what it still has in hand.
+    flush_s = FLUSH_S if lease.lost is None else 0.0
     if end is not End.FAILED:
         try:
             await asyncio.wait_for(pipeline.drain(), _DRAIN_WITHIN_S)

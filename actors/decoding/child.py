@@ -8,6 +8,7 @@ it needs nothing of the code that hangs.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import signal
 import socket
@@ -177,4 +178,6 @@ def _cut(image: Image.Image, region: Region | None) -> Image.Image:
 
 
 if __name__ == "__main__":
-    serve()
+    # The parent may be killed at any time; then nobody waits for an answer.
+    with contextlib.suppress(ConnectionError):
+        serve()
