@@ -30,7 +30,8 @@ _MEMORY_SESSION_S = 3.0
 def lease_s(settings: Settings) -> float:
     """How long a worker may stand still and still be sure of its partitions, in seconds.
 
-    Without bound on the in-memory cluster: it has one worker, and sessions too short to tell a pause from a busy machine.
+    Without bound on the in-memory cluster: it has one worker, and its sessions are too short to tell a pause from a
+    busy machine.
     """
     local = read_local_broker(settings)
     return float("inf") if local is not None and local.kind == "memory" else _SESSION_S - _HEARTBEAT_S

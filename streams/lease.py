@@ -14,9 +14,9 @@ class Lease:
     """Notices gaps in this process's own time: a stopped process, a suspended machine, a blocked event loop.
 
     Kafka gives the partitions of a worker that was not heard of for a session to another one, and refuses the
-    first one's commits from then on, but not its records. What it still had in hand would stand in the embedding log behind the
-    records of its successor. So a worker that slept longer than `limit_s` publishes nothing more and ends; its
-    events are its successor's.
+    first one's commits from then on, but not its records. What it still had in hand would stand in the embedding
+    log behind the records of its successor. So a worker that slept longer than `limit_s` publishes nothing more
+    and ends; its events are its successor's.
     """
 
     def __init__(self, limit_s: float, clock: Callable[[], float]) -> None:

@@ -156,10 +156,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
         if collections.incarnations() != served:
             end = End.COLLECTIONS_CHANGED
             break
-    keeping.cancel()
-    await asyncio.wait({keeping})
-    if not keeping.cancelled() and (error := keeping.exception()) is not lease.lost and error is not None:
-        raise error
+    await _end(keeping, lease)
     # A worker without its partitions must not send what it still has in hand.
     flush_s = FLUSH_S if lease.lost is None else 0.0
     if end is not End.FAILED:
@@ -216,6 +213,14 @@ class Tables:
                 _log.error("entries of dropped collections could not be removed", **{LogField.ERROR: repr(swept)})
         await asyncio.to_thread(self._producer.close, 0.0)
         self.folder.close()
+
+
+async def _end(keeping: asyncio.Task[None], lease: Lease) -> None:
+    """End the task that keeps the lease; raises what it failed with beside a lost lease, which `serve` knows of."""
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    if not keeping.cancelled() and (error := keeping.exception()) is not lease.lost and error is not None:
+        raise error
 
 
 async def _stopped_within(stopping: asyncio.Event, seconds: float) -> bool:
