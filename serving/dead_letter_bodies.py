@@ -133,7 +133,7 @@ def settled_body(one: Settled, how: Literal["redriven", "dropped"], request_id: 
         problem = Problem(**problem_body(one.error, request_id))
         return SettledBody(id=one.id, status="refused", problem=problem)
     receipt = None if one.receipt is None else ReceiptBody(partition=one.receipt.partition, offset=one.receipt.offset)
-    return SettledBody(id=one.id, status=how, receipt=receipt)
+    return SettledBody(id=one.id, status="redriven" if receipt else how, receipt=receipt)
 
 
 def settle_answer(batch: Batch, how: Literal["redriven", "dropped"], request_id: str) -> SettleAnswer:

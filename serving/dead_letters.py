@@ -125,7 +125,7 @@ class DeadLetters:
         return [done[str(one)] for one in ids]
 
     async def drop(self, collection: ServedCollection, ids: Sequence[LetterId], request_id: str) -> list[Settled]:
-        """Mark letters as dropped; an answer for each. Idempotent."""
+        """Mark letters as dropped; an answer for each. One that was redriven stays so. Idempotent."""
         await self._caught_up()
         settled = []
         for letter_id in ids:
@@ -133,7 +133,7 @@ class DeadLetters:
                 row = await self._find(collection, letter_id)
                 if row.state == "waiting":
                     await self._mark(collection, row, "dropped", None, request_id)
-                settled.append(Settled(str(letter_id)))
+                settled.append(Settled(str(letter_id), row.receipt))
             except NotFound as error:
                 settled.append(Settled(str(letter_id), error=error))
         return settled

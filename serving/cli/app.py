@@ -12,6 +12,7 @@ from rich.table import Table
 from contract.errors import InvalidRequest
 from contract.filters import decode_filter
 from contract.settings import load_settings
+from serving.cli import dead_letter_commands
 from serving.cli import demo as demo_run
 from serving.cli import index as index_run
 from serving.cli import up as up_run
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(dead_letter_commands.app)
 
 UrlOption = Annotated[str | None, typer.Option("--url", help="Address of the server; default from the settings.")]
 CollectionOption = Annotated[

@@ -227,3 +227,56 @@ class Readiness(Struct, frozen=True, kw_only=True):
 
     ready: bool
     missing: tuple[str, ...] = ()
+
+
+class DeadLetter(Answer, frozen=True, kw_only=True):
+    """An event that led to nothing; `id` is PARTITION-OFFSET of the event.
+
+    `event` and `event_base64` (its exact bytes) come with `dead_letter` only.
+    """
+
+    id: str
+    image_id: str | None = None
+    stage: str = ""
+    code: str = ""
+    reason: str = ""
+    retryable: bool = False
+    attempts: int = 0
+    redrives: int = 0
+    failed_at_ms: int = 0
+    state: str = "waiting"
+    receipt: Receipt | None = None
+    event: dict[str, Any] | None = None
+    event_base64: str | None = None
+
+
+class DeadLetterPage(Answer, frozen=True, kw_only=True):
+    """One page, newest first; `next_cursor` is None at the end. `unread` records are not in the list yet."""
+
+    dead_letters: tuple[DeadLetter, ...]
+    next_cursor: str | None = None
+    unread: int = 0
+
+
+class Refusal(Struct, frozen=True, kw_only=True):
+    """Why a letter was not redriven or dropped."""
+
+    code: str
+    detail: str
+    retryable: bool = False
+
+
+class SettledLetter(Answer, frozen=True, kw_only=True):
+    """What became of one letter: `redriven`, with the receipt of the event sent again, `dropped` or `refused`."""
+
+    id: str
+    status: str
+    receipt: Receipt | None = None
+    problem: Refusal | None = None
+
+
+class SettledLetters(Answer, frozen=True, kw_only=True):
+    """What became of each; `next_cursor` leads to the rest of a match."""
+
+    dead_letters: tuple[SettledLetter, ...]
+    next_cursor: str | None = None

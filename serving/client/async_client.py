@@ -36,13 +36,14 @@ from serving.client.connection import (
     http_options,
     request_of,
 )
+from serving.client.dead_letters import AsyncDeadLetterMethods
 from serving.client.errors import ApiError, ClientError
 from serving.client.options import CollectionParameters, SearchOptions, SearchQuery
 
 Result = TypeVar("Result")
 
 
-class AsyncClient:
+class AsyncClient(AsyncDeadLetterMethods):
     """Calls one server from one event loop; use it in an `async with` block, or `close` it.
 
     Takes and raises what `Client` does. A task that is cancelled in a call ends its request at

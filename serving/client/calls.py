@@ -22,10 +22,13 @@ from serving.client.answers import (
     Collection,
     CollectionStatistics,
     Content,
+    DeadLetter,
+    DeadLetterPage,
     Dropped,
     Image,
     ImagePage,
     SearchAnswer,
+    SettledLetters,
     Uploaded,
 )
 from serving.client.errors import ApiError, UnexpectedAnswer, problem_of
@@ -233,6 +236,40 @@ def drop_collection(name: str) -> Call[Dropped]:
     return Call(method="DELETE", path=_collection(name), read=_answer(Dropped), when_gone=lambda: Dropped(name=name))
 
 
+def dead_letter_page(
+    collection: str,
+    state: Literal["waiting", "redriven", "dropped", "any"],
+    limit: int | None,
+    cursor: str | None,
+    match: Mapping[str, Any],
+) -> Call[DeadLetterPage]:
+    """One page of the list."""
+    given = {"state": state, "limit": limit, "cursor": cursor, **match}
+    params = {
+        name: str(value).lower() if isinstance(value, bool) else str(value)
+        for name, value in given.items()
+        if value is not None
+    }
+    return Call(method="GET", path=_letters(collection), read=_answer(DeadLetterPage), params=params)
+
+
+def dead_letter(collection: str, letter_id: str) -> Call[DeadLetter]:
+    """One letter with its event."""
+    return Call(method="GET", path=f"{_letters(collection)}/{quote(letter_id, safe='')}", read=_answer(DeadLetter))
+
+
+def settle_dead_letters(
+    collection: str,
+    how: Literal["redrive", "drop"],
+    ids: Sequence[str] | None,
+    cursor: str | None,
+    match: Mapping[str, Any],
+) -> Call[SettledLetters]:
+    """Redrive or drop letters. Repeatable: a letter that is settled already is answered as it was."""
+    body: dict[str, Any] = {"ids": list(ids)} if ids is not None else {"match": dict(match), "cursor": cursor}
+    return _json("POST", f"{_letters(collection)}/{how}", body, _answer(SettledLetters))
+
+
 def readiness() -> Call[None]:
     """Ask whether every part is ready; if not, the answer is a problem."""
     return Call(method="GET", path="/readyz", read=lambda _: None)
@@ -240,6 +277,10 @@ def readiness() -> Call[None]:
 
 def _collection(name: str) -> str:
     return f"/v1/collections/{quote(name, safe='')}"
+
+
+def _letters(collection: str) -> str:
+    return f"{_collection(collection)}/dead-letters"
 
 
 def _image(collection: str, image_id: str) -> str:

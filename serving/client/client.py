@@ -38,6 +38,7 @@ from serving.client.connection import (
     keep_deadline,
     request_of,
 )
+from serving.client.dead_letters import DeadLetterMethods
 from serving.client.errors import ApiError, ClientError
 from serving.client.options import CollectionParameters, SearchOptions, SearchQuery
 
@@ -48,7 +49,7 @@ class _Cancelled(Exception):
     """The batch this call belongs to is over."""
 
 
-class Client:
+class Client(DeadLetterMethods):
     """Calls one server. Safe to share between threads; use it in a `with` block, or `close` it.
 
     `deadline_s` bounds every call as a whole, with its retries and waits; each method takes another

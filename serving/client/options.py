@@ -73,6 +73,17 @@ class SearchQuery(SearchOptions, total=False):
     text: str | None
 
 
+class LetterMatch(TypedDict, total=False):
+    """Which letters; what is left out is any. Times are Unix milliseconds, `until_ms` not included."""
+
+    code: str | None
+    stage: str | None
+    retryable: bool | None
+    image_id: str | None
+    since_ms: int | None
+    until_ms: int | None
+
+
 class CollectionParameters(TypedDict, total=False):
     """Parameters of a new collection; what is left out comes from the server's settings."""
 

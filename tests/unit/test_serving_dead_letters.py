@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from contract.errors import InvalidRequest
 from contract.events import (
     REDRIVE_HEADER,
     DeadLetter,
@@ -20,6 +22,8 @@ from contract.events import (
 )
 from contract.topics import DEAD_LETTER_TOPIC, partition_of
 from serving.app import create_app
+from serving.cli.dead_letters import parse_age
+from serving.client import AsyncClient, NotFound
 from tests.unit.ingest_fakes import upload as event_of
 from tests.unit.serving_fakes import FakeSystem, make_system, picture
 
@@ -236,3 +240,35 @@ async def test_without_a_broker_it_says_so(http: httpx.AsyncClient, system: Fake
     system.broker_down = True
     for answer in (await http.get(PATH), await http.post(f"{PATH}/{letter_id}/redrive")):
         assert (answer.status_code, answer.json()["code"]) == (503, "broker_unavailable")
+
+
+async def test_the_client_lists_shows_redrives_and_drops(system: FakeSystem, world: World) -> None:
+    healed, bad = world.fail("healed", picture("green")), world.fail("bad", code="invalid_image", retryable=False)
+    transport = httpx.ASGITransport(app=create_app(system.dependencies()))
+    async with AsyncClient("http://test", transport=transport) as client:
+        page = await client.dead_letters("images", retryable=False)
+        assert [(one.id, one.image_id, one.state) for one in page.dead_letters] == [(bad, "bad", "waiting")]
+        shown = await client.dead_letter("images", healed)
+        assert shown.event is not None
+        assert (shown.event["image_id"], base64.b64decode(shown.event_base64 or "")[:1]) == ("healed", b"{")
+        answer = await client.redrive("images", retryable=True)
+        assert [(one.id, one.status) for one in answer.dead_letters] == [(healed, "redriven")]
+        assert answer.dead_letters[0].receipt is not None
+        await client.wait_applied("images", [answer.dead_letters[0].receipt])
+        refused = (await client.redrive("images", [bad, "0-77"])).dead_letters
+        assert [one.problem.code for one in refused if one.problem] == ["not_found"]
+        assert [one.status for one in (await client.drop_dead_letters("images", [healed, bad])).dead_letters] == [
+            "redriven",
+            "dropped",
+        ]
+        assert (await client.dead_letters("images")).dead_letters == ()
+        with pytest.raises(NotFound):
+            await client.dead_letter("images", "0-77")
+
+
+def test_an_age_is_a_number_and_a_unit() -> None:
+    ages = {"90s": 910_000, "2m": 880_000, "1h": 0, None: None}
+    assert {age: parse_age(age, lambda: 1000.0) for age in ages} == ages
+    for wrong in ("2", "h", "-1h", "1w", "1.5h"):
+        with pytest.raises(InvalidRequest):
+            parse_age(wrong)
