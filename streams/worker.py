@@ -144,12 +144,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
     _log.info("ingest is running", **{LogField.COLLECTION: ", ".join(sorted(served))})
     end = End.STOPPED
     while not await _stopped_within(stopping, _LOOK_EVERY_S):
-        if lease.lost is not None:
-            _log.warning("ingest gives its partitions up", **{LogField.ERROR: lease.lost.detail})
-            end = End.FAILED
-            break
-        if pipeline.failure is not None or app.crashed:
-            _log.error("ingest failed", **{LogField.ERROR: repr(pipeline.failure or app.crash_reason)})
+        if _failed(pipeline, app, lease):
             end = End.FAILED
             break
         await collections.refresh()
@@ -213,6 +208,17 @@ class Tables:
                 _log.error("entries of dropped collections could not be removed", **{LogField.ERROR: repr(swept)})
         await asyncio.to_thread(self._producer.close, 0.0)
         self.folder.close()
+
+
+def _failed(pipeline: Pipeline, app: faust.App, lease: Lease) -> bool:
+    """Whether the run cannot go on; says why in the log."""
+    if lease.lost is not None:
+        _log.warning("ingest gives its partitions up", **{LogField.ERROR: lease.lost.detail})
+        return True
+    if pipeline.failure is not None or app.crashed:
+        _log.error("ingest failed", **{LogField.ERROR: repr(pipeline.failure or app.crash_reason)})
+        return True
+    return False
 
 
 async def _end(keeping: asyncio.Task[None], lease: Lease) -> None:
