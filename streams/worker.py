@@ -38,9 +38,9 @@ from contract.settings import Settings, load_settings
 from contract.telemetry import LogField
 from contract.topics import KNOWN_BYTES_TOPIC, system_topic_specs
 from streams.app import lease_s, make_app
-from streams.lease import Lease
 from streams.duplicates import Duplicates
 from streams.known_bytes import KnownBytesTable, TableFolder
+from streams.lease import Lease
 from streams.outcome import SourceEvent
 from streams.pipeline import Acknowledge, Pipeline
 from streams.redriven import NewerEvents, events_reader
