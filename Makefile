@@ -56,6 +56,10 @@ test: $(VENV)/.installed-dev ## All tests but the long ones
 test-unit: $(VENV)/.installed-dev ## Only the tests that start no process
 	$(BIN)/python -m pytest tests/unit tests/property tests/golden tests/test_architecture.py tests/test_docs.py $(PYTEST_ARGS)
 
+.PHONY: chaos
+chaos: $(VENV)/.installed-dev ## Faults under load and an offline checker (CHAOS_ARGS="--seconds 600 --seed 7 --faults kill-ingest,…")
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
 .PHONY: test-gpu
 test-gpu: $(VENV)/.installed-dev ## Tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)

@@ -10,10 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.chaos.disasters import DiskFull, disasters, mount_shards, unmount_shards
 from tests.chaos.faults import Fault, faults
 from tests.chaos.run import Verdict, run_chaos
 from tests.chaos.target import Target
 from tests.integration.system import RunningSystem
+
+_SHOWN = 40
 
 
 def _arguments() -> argparse.Namespace:
@@ -27,13 +30,21 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _selection(arguments: argparse.Namespace) -> Iterator[Fault]:
+def _known() -> dict[str, Fault]:
+    return faults() | disasters()
+
+
+def _selection(arguments: argparse.Namespace, *, mounted: bool) -> Iterator[Fault]:
     """The named faults in turn; else all that can be, in random rounds, until the time is over."""
     if arguments.faults:
-        known = faults()
+        known = _known()
         yield from [known[name] for name in arguments.faults.split(",")] * arguments.times
         return
-    possible = [fault for fault in faults().values() if arguments.broker == "kafka" or not fault.needs_kafka]
+    possible = [
+        fault
+        for fault in _known().values()
+        if (arguments.broker == "kafka" or not fault.needs_kafka) and (mounted or not isinstance(fault, DiskFull))
+    ]
     rng = random.Random(arguments.seed)
     ends = time.monotonic() + arguments.seconds
     while True:
@@ -54,7 +65,7 @@ def _print(verdict: Verdict) -> None:
     for what, count in verdict.counts.items():
         print(f"{count:6} {what}")
     print()
-    for problem in verdict.problems:
+    for problem in verdict.problems[:_SHOWN]:
         print(f"BROKEN: {problem}")
     print("verdict:", "every promise was kept" if not verdict.problems else f"{len(verdict.problems)} problems")
 
@@ -63,17 +74,24 @@ def main() -> int:
     """Run; the exit status."""
     arguments = _arguments()
     if arguments.list:
-        print("\n".join(faults()))
+        print("\n".join(_known()))
         return 0
     folder = Path(tempfile.mkdtemp(prefix="rlchaos-"))
     print(f"seed {arguments.seed}, broker {arguments.broker}, folder {folder}")
     settings = {"RIVERLENS_LOG_FORMAT": "json", "RIVERLENS_RESTARTS_MAX": "20"}
     running = RunningSystem(folder / "home", arguments.broker, settings)
+    mounted = mount_shards(running.home)
+    if not mounted:
+        print("the stores cannot be put on a file system of their own here: no disk-full")
     try:
         running.start()
-        verdict = run_chaos(Target(running), _selection(arguments), folder / "history.jsonl", arguments.seed)
+        verdict = run_chaos(
+            Target(running), _selection(arguments, mounted=mounted), folder / "history.jsonl", arguments.seed
+        )
     finally:
         running.end()
+        if mounted:
+            unmount_shards(running.home)
     _print(verdict)
     print(f"history {folder / 'history.jsonl'}, log {running.log}")
     return 1 if verdict.problems else 0

@@ -50,6 +50,10 @@ class Target:
         pattern = re.compile(PARTS[name])
         return [part for part in self._processes() if pattern.search(part.command)]
 
+    def everything(self) -> list[Part]:
+        """Every process of the system."""
+        return [part for part in self._processes() if part.pid != os.getpid()]
+
     def kill(self, name: str, which: int = 0, number: int = signal.SIGKILL) -> int:
         """Signal one process of a part; its pid."""
         found = sorted(self.parts(name), key=lambda part: part.pid)
