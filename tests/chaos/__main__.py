@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.chaos.disasters import DiskFull, disasters, mount_shards, unmount_shards
 from tests.chaos.faults import Fault, faults
+from tests.chaos.objects import object_faults, object_store
 from tests.chaos.run import Verdict, run_chaos
 from tests.chaos.target import Target
 from tests.integration.system import RunningSystem
@@ -30,21 +31,12 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _known() -> dict[str, Fault]:
-    return faults() | disasters()
-
-
-def _selection(arguments: argparse.Namespace, *, mounted: bool) -> Iterator[Fault]:
+def _selection(arguments: argparse.Namespace, known: dict[str, Fault]) -> Iterator[Fault]:
     """The named faults in turn; else all that can be, in random rounds, until the time is over."""
     if arguments.faults:
-        known = _known()
         yield from [known[name] for name in arguments.faults.split(",")] * arguments.times
         return
-    possible = [
-        fault
-        for fault in _known().values()
-        if (arguments.broker == "kafka" or not fault.needs_kafka) and (mounted or not isinstance(fault, DiskFull))
-    ]
+    possible = [fault for fault in known.values() if arguments.broker == "kafka" or not fault.needs_kafka]
     rng = random.Random(arguments.seed)
     ends = time.monotonic() + arguments.seconds
     while True:
@@ -73,25 +65,26 @@ def _print(verdict: Verdict) -> None:
 def main() -> int:
     """Run; the exit status."""
     arguments = _arguments()
-    if arguments.list:
-        print("\n".join(_known()))
-        return 0
     folder = Path(tempfile.mkdtemp(prefix="rlchaos-"))
-    print(f"seed {arguments.seed}, broker {arguments.broker}, folder {folder}")
-    settings = {"RIVERLENS_LOG_FORMAT": "json", "RIVERLENS_RESTARTS_MAX": "20"}
-    running = RunningSystem(folder / "home", arguments.broker, settings)
-    mounted = mount_shards(running.home)
-    if not mounted:
-        print("the stores cannot be put on a file system of their own here: no disk-full")
-    try:
-        running.start()
-        verdict = run_chaos(
-            Target(running), _selection(arguments, mounted=mounted), folder / "history.jsonl", arguments.seed
-        )
-    finally:
-        running.end()
-        if mounted:
-            unmount_shards(running.home)
+    with object_store() as (proxy, object_settings):
+        known = faults() | disasters() | object_faults(proxy)
+        if arguments.list:
+            print("\n".join(known))
+            return 0
+        print(f"seed {arguments.seed}, broker {arguments.broker}, folder {folder}")
+        settings = {"RIVERLENS_LOG_FORMAT": "json", "RIVERLENS_RESTARTS_MAX": "20", **object_settings}
+        running = RunningSystem(folder / "home", arguments.broker, settings)
+        mounted = mount_shards(running.home)
+        if not mounted:
+            print("the stores cannot be put on a file system of their own here: no disk-full")
+            del known[DiskFull.name]
+        try:
+            running.start()
+            verdict = run_chaos(Target(running), _selection(arguments, known), folder / "history.jsonl", arguments.seed)
+        finally:
+            running.end()
+            if mounted:
+                unmount_shards(running.home)
     _print(verdict)
     print(f"history {folder / 'history.jsonl'}, log {running.log}")
     return 1 if verdict.problems else 0

@@ -16,7 +16,7 @@ from tests.chaos.history import FaultEvent, History, Search, Write
 from tests.chaos.target import Target
 from tests.chaos.workload import Workload
 
-_WHOLE_WITHIN_S = 240.0
+_WHOLE_WITHIN_S = 300.0
 _LOOK_EVERY_S = 0.5
 
 

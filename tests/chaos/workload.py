@@ -6,6 +6,7 @@ import json
 import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from tests.integration.pictures import new_picture
 
 _LIMIT = 3
 _TIMEOUT_S = 40.0
+_LOOKING = 6
 _IMAGES = "/v1/collections/images/images"
 _SEARCH = "/v1/collections/images/search"
 
@@ -30,7 +32,7 @@ class Known(Struct):
 
 
 class Api:
-    """The calls of the workload; each is written to the history. For one thread."""
+    """The calls of the workload; each is written to the history. Thread-safe."""
 
     def __init__(self, base_url: str, history: History) -> None:
         self._http = httpx.Client(base_url=base_url, timeout=_TIMEOUT_S)
@@ -170,7 +172,7 @@ class Workload:
     """Runs writers and readers in threads until it is stopped. What each does is decided by the seed."""
 
     def __init__(
-        self, base_url: str, history: History, seed: int, *, writers: int = 3, readers: int = 2, pause_s: float = 0.15
+        self, base_url: str, history: History, seed: int, *, writers: int = 3, readers: int = 2, pause_s: float = 0.3
     ) -> None:
         self._base_url = base_url
         self._history = history
@@ -216,8 +218,8 @@ class Workload:
         """Write down what the whole system says of every id, and of all together."""
         api = Api(self._base_url, self._history)
         try:
-            for known in list(self._latest.values()):
-                api.look_at(known)
+            with ThreadPoolExecutor(_LOOKING) as pool:
+                list(pool.map(api.look_at, list(self._latest.values())))
             api.list_all()
         finally:
             api.close()
@@ -263,6 +265,9 @@ class Workload:
                     write = api.delete(known, wait)
             after = Known(known.image_id, write.version, write.picture)
             self._publish(after, write)
+            if write.outcome != "ok":
+                # As `Retry-After` asks for.
+                self._stopping.wait(1.0)
             # An id whose state nobody knows is left alone, so that what may have happened to it stays a small set.
             if write.outcome == "ok":
                 (gone if write.kind == "delete" else mine).append(after)
@@ -278,7 +283,8 @@ class Workload:
                 continue
             # Mostly what was written last: that is what a fault may lose.
             known = rng.choice(choices[-20:] if rng.random() < 0.6 else choices)
-            api.search(known, known.receipt if rng.random() < 0.4 else None)
+            if api.search(known, known.receipt if rng.random() < 0.4 else None).status != 200:
+                self._stopping.wait(1.0)
         api.close()
 
 
