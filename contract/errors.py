@@ -52,6 +52,27 @@ class UrlRefused(RiverlensError):
     http_status = 422
 
 
+class Unauthenticated(RiverlensError):
+    """No key was sent, or one that does not exist or was revoked."""
+
+    code = "unauthenticated"
+    http_status = 401
+
+
+class Forbidden(RiverlensError):
+    """The key is good, but it lacks the scope, or the image belongs to another owner."""
+
+    code = "forbidden"
+    http_status = 403
+
+
+class BodyTooLarge(RiverlensError):
+    """A body, or a part of it, has more bytes than are read."""
+
+    code = "body_too_large"
+    http_status = 413
+
+
 class NotFound(RiverlensError):
     """A collection or an image that is not there."""
 
@@ -171,6 +192,13 @@ class TooManyUploads(Unavailable):
     """Uploads come faster than they become searchable; this one was refused before it was stored."""
 
     code = "too_many_uploads"
+    http_status = 429
+
+
+class RateLimited(Unavailable):
+    """More requests of one key or address than the settings allow; `Retry-After` says when there is room again."""
+
+    code = "rate_limited"
     http_status = 429
 
 

@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from contract.errors import EventInvalid
+from contract.errors import BodyTooLarge, EventInvalid, InvalidRequest
+from contract.payloads import check_payload
 
 Payload: TypeAlias = dict[str, Any]
 
@@ -268,9 +269,15 @@ def encode_json(record: Struct) -> bytes:
 def decode_event(data: bytes) -> ImageEvent:
     """Decode a record of `image-events`; raises EventInvalid with the place of the fault."""
     try:
-        return _event_decoder.decode(data)
+        event = _event_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise EventInvalid(f"not an image event: {error}") from error
+    if not isinstance(event, ImageDeleted):
+        try:
+            check_payload(event.payload)
+        except (BodyTooLarge, InvalidRequest) as error:
+            raise EventInvalid(error.detail) from error
+    return event
 
 
 def decode_letter_entry(data: bytes) -> DeadLetter | LetterSettled:

@@ -6,12 +6,13 @@ docstring and a row in docs/settings.md; a test fails when either is missing.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -46,6 +47,30 @@ class Settings(BaseSettings):
 
     http_port: int = Field(8000, ge=1, le=65535)
     """Port the HTTP server listens on."""
+
+    http_tls_cert: Path | None = None
+    """PEM file with the server's certificate and those up to its authority; with `http_tls_key`, HTTP is HTTPS."""
+
+    http_tls_key: Path | None = None
+    """PEM file with the private key of `http_tls_cert`."""
+
+    http_tls_ca: Path | None = None
+    """PEM file with the authority that the command line trusts; unset: the usual ones."""
+
+    auth: Literal["auto", "on", "off"] = "auto"
+    """Whether HTTP asks for API keys; `auto` does unless `http_host` is a loopback address."""
+
+    auth_off_beyond_loopback: bool = False
+    """Whether `auth` may be `off` on an address that other machines reach: a proxy in front decides who may."""
+
+    api_key: SecretStr | None = None
+    """API key that the command line sends; never logged."""
+
+    rate_limit_per_s: float = Field(0.0, ge=0)
+    """Requests a second of one key, or of one address without a key, in one replica of the API; 0 for no limit."""
+
+    rate_limit_burst: int = Field(100, ge=1)
+    """Requests that a key or an address may make at once before `rate_limit_per_s` counts."""
 
     api_replicas: int = Field(1, ge=1)
     """Processes that serve HTTP. Those on one machine share its port; one alone runs on the cluster's head node."""
@@ -318,9 +343,35 @@ class Settings(BaseSettings):
         return self.home_path / "run" / "ray.json"
 
     @property
+    def asks_for_keys(self) -> bool:
+        """Whether HTTP requests need an API key."""
+        return self.auth == "on" or (self.auth == "auto" and not _is_loopback(self.http_host))
+
+    @property
     def base_url(self) -> str:
         """URL of the HTTP API as a client on this machine reaches it."""
-        return f"http://{self.http_host}:{self.http_port}"
+        scheme = "http" if self.http_tls_cert is None else "https"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.http_host, self.http_host)  # noqa: S104
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.http_port}"
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> Settings:
+        if (self.http_tls_cert is None) != (self.http_tls_key is None):
+            raise ValueError("http_tls_cert and http_tls_key belong together")
+        if self.auth == "off" and not self.auth_off_beyond_loopback and not _is_loopback(self.http_host):
+            raise ValueError(
+                f"auth is off, and other machines reach {self.http_host}: leave `auth` at `auto` and make a key "
+                "(`riverlens keys create`), or set RIVERLENS_AUTH_OFF_BEYOND_LOOPBACK=true if a proxy decides who may"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address. A name counts as reachable, but for `localhost`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @lru_cache(maxsize=1)

@@ -161,6 +161,7 @@ class LogField(StrEnum):
     CACHE_HITS = "cache_hits"
     PROBLEMS = "problems"
     REQUEST_BYTES = "request_bytes"
+    KEY_ID = "key_id"
     CODE = "code"
     STAGE = "stage"
     DURATION_S = "duration_s"

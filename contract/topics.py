@@ -12,6 +12,7 @@ from contract.errors import InvalidRequest
 COLLECTIONS_TOPIC = "riverlens-collections"
 DEAD_LETTER_TOPIC = "dead-letter"
 CLICKS_TOPIC = "result-clicks"
+KEYS_TOPIC = "riverlens-keys"
 KNOWN_BYTES_TOPIC = "known-bytes"
 
 _COLLECTION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -161,6 +162,7 @@ def system_topic_specs(retention_ms: int) -> tuple[TopicSpec, ...]:
     """Shapes of the topics that belong to no single collection."""
     return (
         TopicSpec(COLLECTIONS_TOPIC, 1, {"cleanup.policy": "compact"}),
+        TopicSpec(KEYS_TOPIC, 1, {"cleanup.policy": "compact"}),
         TopicSpec(
             DEAD_LETTER_TOPIC,
             1,

@@ -20,14 +20,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from actors.call_context import on_behalf_of
 from contract.errors import RiverlensError
 from contract.telemetry import LogField
-from serving import problems, routes_collections, routes_dead_letters, routes_images, routes_search, routes_system
+from serving import (
+    problems,
+    routes_collections,
+    routes_dead_letters,
+    routes_images,
+    routes_keys,
+    routes_search,
+    routes_system,
+)
+from serving.access.middleware import Access
+from serving.access.rates import Rates
+from serving.access.rules import scope_of
 from serving.dead_letter_bodies import SettleRequest
 from serving.dependencies import Dependencies
 from serving.metrics import Metrics
 from serving.parts import assemble
 from serving.problems import problem_response
 from serving.request_line import request_line
-from serving.requests import request_id_from
+from serving.requests import FORM_SLACK_BYTES, request_id_from
+from serving.routes_keys import KeyRequest
 from serving.schemas import (
     BatchAnswer,
     Click,
@@ -48,6 +60,10 @@ Every error is an RFC 9457 problem document with a stable `code`, `retryable` an
 which is also in the `X-Request-ID` header of every answer.
 """
 _WITHOUT_BODY = frozenset({"GET", "HEAD"})
+_SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the server asks for one."},
+    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same, in another header."},
+}
 # Nobody reads it; it stands in logs and metrics. Source: nginx, "client closed request".
 _CLOSED = 499
 # Asked every second by machines; a line each would drown the others.
@@ -72,11 +88,19 @@ def create_app(dependencies: Dependencies) -> FastAPI:
         redoc_url=None,
     )
     app.state.parts = assemble(dependencies)
-    for module in (routes_collections, routes_images, routes_dead_letters, routes_search, routes_system):
+    app.state.routes = []
+    for module in (routes_collections, routes_images, routes_dead_letters, routes_search, routes_keys, routes_system):
         app.include_router(module.router)
+        app.state.routes += module.router.routes
     problems.install(app)
-    metrics = app.state.parts.metrics
+    metrics, settings = app.state.parts.metrics, dependencies.settings
     app.add_middleware(SearchShortcut, parts=app.state.parts)
+    app.add_middleware(
+        Access,
+        keys=app.state.parts.keys if settings.asks_for_keys else None,
+        rates=Rates(settings.rate_limit_per_s, settings.rate_limit_burst),
+        max_body_bytes=settings.max_image_bytes + FORM_SLACK_BYTES,
+    )
     app.add_middleware(RequestRecord, metrics=metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
@@ -204,6 +228,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             BatchAnswer,
             Click,
             CollectionRequest,
+            KeyRequest,
             SettleRequest,
         )
         for model in by_hand:
@@ -213,8 +238,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         # The routes answer an invalid request with a problem and 400, not with FastAPI's own 422.
         for name in ("HTTPValidationError", "ValidationError"):
             components.pop(name, None)
-        for operations in schema["paths"].values():
-            for operation in operations.values():
+        schema["components"]["securitySchemes"] = _SECURITY
+        for path, operations in schema["paths"].items():
+            for method, operation in operations.items():
+                if scope_of(method.upper(), path) is not None:
+                    operation["security"] = [{name: []} for name in _SECURITY]
                 answer = operation["responses"].get("422", {})
                 if "HTTPValidationError" in str(answer.get("content", {})):
                     del operation["responses"]["422"]

@@ -74,7 +74,7 @@ async def _one(
     """The answer or the problem of one search, and what its log line would say."""
     with request_line() as line, on_behalf_of(name), meeting.seat() as everybody:
         try:
-            request = validate(SearchRequest, fields)
+            request = validate(SearchRequest, fields, strict=True)
             prepared = await searcher.prepare(collection, request, None, name)
             # Searches that wait for each other here share the calls to the shards.
             await everybody()

@@ -27,6 +27,7 @@ from actors.messages import (
 from contract.errors import EmbedderUnavailable
 from contract.events import CollectionSpec
 from contract.settings import Settings
+from serving.access.keys import KeyStore
 
 
 class Embedder(Protocol):
@@ -169,11 +170,13 @@ class Dependencies:
     make_embedder: EmbedderFactory
     make_shard: ShardFactory
     decoder: Decoder
+    keys: KeyStore
     letters: LetterTopic
 
     def close(self) -> None:
         """Release every connection."""
         self.events.close()
+        self.keys.close()
         self.admin.close()
         self.letters.close()
         self.registry.close()

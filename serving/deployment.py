@@ -10,6 +10,7 @@ from ray.util import get_node_ip_address
 
 from actors.decoding.pool import DecodingPool
 from actors.handles import EmbedderClient, ShardClient
+from actors.log.keys import KeyRegistry
 from actors.log.producer import LogProducer
 from actors.log.ranges import RangeReader
 from actors.log.registry import CollectionRegistry
@@ -47,6 +48,7 @@ def connect_dependencies(settings: Settings) -> Dependencies:
         objects=ObjectStore(settings),
         make_embedder=make_embedder,
         make_shard=make_shard,
+        keys=KeyRegistry(settings),
         decoder=DecodingPool(settings),
         letters=RangeReader(settings, "riverlens-api-dead-letters"),
     )
@@ -83,7 +85,14 @@ class Api:
         _keep_to_the_node()
         self._dependencies = connect_dependencies(settings)
         app = create_app(self._dependencies)
-        self._listener = Listener(app, settings.http_host, settings.http_port, _GRACE_S)
+        self._listener = Listener(
+            app,
+            settings.http_host,
+            settings.http_port,
+            _GRACE_S,
+            certificate=settings.http_tls_cert,
+            private_key=settings.http_tls_key,
+        )
         await self._listener.start()
 
     def check_health(self) -> None:

@@ -14,6 +14,8 @@ from contract.errors import BrokerUnavailable, NotFound, NotSearchableInTime
 from contract.events import ImageDeleted, PayloadUpdated
 from contract.settings import Settings
 from contract.telemetry import LogField
+from serving.access.caller import current_caller
+from serving.access.ownership import check_change, owned_payload
 from serving.catalog import ServedCollection
 from serving.dependencies import CollectionAdmin, Decoder, EventLog, Objects
 from serving.duplicates import first_with_these_bytes
@@ -77,8 +79,8 @@ class Images:
     async def delete(
         self, collection: ServedCollection, image_id: str, wait: Literal["logged", "searchable"], request_id: str
     ) -> ChangeAnswer:
-        """Delete an image. Raises NotFound for an id that is not there; nothing is logged then."""
-        await self._find(collection, image_id)
+        """Delete an image. Raises NotFound for an id that is not there, Forbidden; nothing is logged then."""
+        await self._find_own(collection, image_id)
         return await self._change(collection, deletion(collection, image_id, request_id), wait)
 
     async def update_payload(
@@ -89,8 +91,9 @@ class Images:
         wait: Literal["logged", "searchable"],
         request_id: str,
     ) -> ChangeAnswer:
-        """Replace the payload as a whole. Raises NotFound for an id that is not there."""
-        await self._find(collection, image_id)
+        """Replace the payload as a whole; its owner stays. Raises NotFound for an id that is not there, Forbidden."""
+        point = await self._find_own(collection, image_id)
+        payload = owned_payload(current_caller(), payload, None if point is None else point.payload)
         return await self._change(collection, payload_update(collection, image_id, payload, request_id), wait)
 
     async def content(self, collection: ServedCollection, image_id: str, size: int | None) -> Content:
@@ -138,7 +141,8 @@ class Images:
         """What the shard knows of an image that is there; None when the shard is too far behind to tell.
 
         An id the shard does not have may have been logged a moment ago, so the shard is given time
-        to apply everything logged by now before the id counts as unknown.
+        to apply everything logged by now before the id counts as unknown. What is private to others
+        is not there, and takes the same time not to be.
         """
         partition = collection.partition(image_id)
         point = await self._fetch(collection, image_id, partition)
@@ -155,6 +159,18 @@ class Images:
 
     async def _fetch(self, collection: ServedCollection, image_id: str, partition: int) -> PointState | None:
         (point,) = await collection.ask(partition, lambda shard: shard.fetch([image_id]))
+        return None if point is None or not current_caller().sees(point.payload) else point
+
+    async def _find_own(self, collection: ServedCollection, image_id: str) -> PointState | None:
+        """As `_find`, for a change.
+
+        Raises Forbidden if the image is another owner's, and NotSearchableInTime (retryable) while nobody can tell
+        whose it is.
+        """
+        point, caller = await self._find(collection, image_id), current_caller()
+        if point is None and not caller.sees_all:
+            raise NotSearchableInTime(f"the shard of image {image_id!r} has not caught up yet")
+        check_change(caller, None if point is None else point.payload)
         return point
 
     async def _catch_up(self, collection: ServedCollection, partition: int) -> bool:

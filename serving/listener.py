@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from contract.errors import Unavailable
+from contract.errors import SettingsInvalid, Unavailable
 
 _BACKLOG = 2048
 # Longer than clients keep their connections in a pool, so that none is closed under a request.
@@ -18,12 +20,27 @@ _KEEP_ALIVE_S = 75
 class Listener:
     """One uvicorn server in the running event loop."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int, grace_s: float) -> None:
-        """Nothing listens until `start`; `grace_s` is how long a stop waits for requests under way."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        grace_s: float,
+        *,
+        certificate: Path | None = None,
+        private_key: Path | None = None,
+    ) -> None:
+        """Nothing listens until `start`; `grace_s` is how long a stop waits for requests under way.
+
+        With `certificate` and `private_key`, both PEM files, connections are TLS.
+        """
         self._address = (host, port)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                ssl_certfile=certificate,
+                ssl_keyfile=private_key,
+                ssl_version=ssl.PROTOCOL_TLS_SERVER,
                 http="httptools",
                 log_config=None,
                 access_log=False,
@@ -37,7 +54,15 @@ class Listener:
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Return when connections are accepted; raises Unavailable if the address cannot be had."""
+        """Return when connections are accepted.
+
+        Raises Unavailable if the address cannot be had, SettingsInvalid for a certificate or key that cannot be used.
+        """
+        try:
+            self._server.config.load()
+        except OSError as error:
+            # Errors of TLS are of this kind, too.
+            raise SettingsInvalid(f"http_tls_cert and http_tls_key cannot be used: {error}") from error
         listening = _listen(*self._address)
         self._serving = asyncio.get_running_loop().create_task(self._serve(listening))
         while not self._server.started:

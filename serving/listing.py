@@ -21,6 +21,7 @@ from contract.filters import Filter, decode_filter
 from contract.settings import Settings
 from contract.telemetry import LogField
 from contract.topics import partitions_of_shard
+from serving.access.caller import current_caller
 from serving.catalog import ServedCollection
 from serving.dependencies import Shard
 from serving.request_line import note
@@ -120,6 +121,8 @@ async def list_images(
 ) -> PageOut:
     """The next page. An image that is searchable while the whole listing runs stands on exactly one page.
 
+    What is private to others stands on none.
+
     Args:
         settings: Bounds of a page.
         collection: Whose images.
@@ -136,6 +139,9 @@ async def list_images(
     if limit > settings.list_limit_max:
         raise InvalidRequest(f"limit may be at most {settings.list_limit_max} (RIVERLENS_LIST_LIMIT_MAX)")
     wanted = None if condition is None else decode_filter(condition)
+    hidden = current_caller().hidden
+    if hidden is not None:
+        wanted = Filter(must=() if wanted is None else (wanted,), must_not=(hidden,))
     spec = collection.spec
     digest = hashlib.blake2b(msgspec.json.encode(condition, order="sorted"), digest_size=_CHECK_BYTES).digest()
     after = None if cursor is None else decode_cursor(cursor, spec.incarnation, digest).after

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, Path, Query, Request
 
 from contract.topics import check_collection_name
+from serving.access.keys import KeyRing
 from serving.admission import Admission
 from serving.catalog import Catalog, ServedCollection
 from serving.confidence import Calibrations
@@ -31,6 +32,7 @@ class Parts:
     dependencies: Dependencies
     catalog: Catalog
     metrics: Metrics
+    keys: KeyRing
     uploader: Uploader
     images: Images
     searcher: Searcher
@@ -48,6 +50,7 @@ def assemble(dependencies: Dependencies) -> Parts:
         dependencies=dependencies,
         catalog=catalog,
         metrics=metrics,
+        keys=KeyRing(dependencies.keys),
         uploader=Uploader(settings, events, objects, decoder, metrics),
         images=Images(settings, events, objects, decoder, dependencies.admin),
         searcher=Searcher(
@@ -88,20 +91,25 @@ Wait = Annotated[
 ]
 
 
+# Any route may be asked wrongly, with a body that is too large, without a key, too often, or of a system that is ill.
+_ALWAYS = (400, 401, 403, 413, 429, 500, 503)
+
+
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI description of the problem answers of a route; 400, 500 and 503 are always among them."""
+    """OpenAPI description of the problem answers of a route; those that every route may give are always among them."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     meanings = {
         400: "The request can never succeed as it stands.",
+        401: "A key is needed, and none that is good was sent.",
+        403: "The key lacks the scope, or the image belongs to another owner.",
         404: "The collection or the image is not there.",
         409: "It conflicts with what is there.",
         413: "Too many bytes or pixels.",
+        429: "Too many requests; `Retry-After` says when there is room again.",
         415: "Another content type than JSON or multipart.",
         422: "The bytes are no acceptable picture.",
         500: "A fault of the server.",
         503: "A part of the system does not answer now; `Retry-After` says when to try again.",
         504: "Logged, but not searchable within the bounded wait.",
     }
-    return {
-        status: {"description": meanings[status], "content": content} for status in sorted({400, 500, 503, *statuses})
-    }
+    return {status: {"description": meanings[status], "content": content} for status in sorted({*_ALWAYS, *statuses})}

@@ -14,6 +14,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from contract.errors import InvalidRequest, NotFound, RiverlensError
 
@@ -122,8 +123,16 @@ def problem_for(request: Request, error: Exception) -> Response:
             path = f"{request.method} {request.url.path}"
             response = problem_response(request_id, code=code, status=status, detail=f"{error.detail}: {path}")
             response.headers.update(error.headers or {})
+            if status == HTTPStatus.METHOD_NOT_ALLOWED:
+                response.headers["Allow"] = ", ".join(_methods_of(request))
             return response
     raise TypeError(f"{type(error).__name__} has no problem document") from error
+
+
+def _methods_of(request: Request) -> list[str]:
+    """The methods a path has; each is a route of its own, and the error names those of one alone."""
+    routes = [route for route in request.app.state.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in routes for method in getattr(route, "methods", None) or ()})
 
 
 def install(app: FastAPI) -> None:

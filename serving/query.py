@@ -21,6 +21,7 @@ from actors.messages import EncoderDescription, FloatMatrix, PointState
 from contract.errors import FingerprintMismatch, InvalidRequest, NotFound
 from contract.settings import Settings
 from contract.telemetry import LogField
+from serving.access.caller import current_caller
 from serving.catalog import ServedCollection
 from serving.dependencies import Decoder, Objects
 from serving.metrics import Metrics
@@ -234,7 +235,7 @@ class QueryEncoder:
 
         place = (collection.spec.name, collection.spec.incarnation, partition)
         point = await self._points.get(place, image_id, fetch)
-        if point is None or point.state != "searchable":
+        if point is None or point.state != "searchable" or not current_caller().sees(point.payload):
             raise NotFound(f"image {image_id!r} is not searchable in collection {collection.spec.name!r}")
         return point
 

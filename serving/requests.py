@@ -17,11 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.types import Message
 
-from contract.errors import ImageTooLarge, InvalidRequest
+from contract.errors import BodyTooLarge, ImageTooLarge, InvalidRequest
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What a multipart body may hold beside the picture: boundaries, headers, other fields.
-_FORM_SLACK_BYTES = 1024 * 1024
+FORM_SLACK_BYTES = 1024 * 1024
 _JSON_MAX_BYTES = 1024 * 1024
 _FORM_FIELDS_MAX = 100
 
@@ -42,6 +42,7 @@ class Form:
 
     fields: dict[str, Any]
     file: UploadedFile | None
+    is_json: bool = False
 
 
 def request_id_from(header: str | None) -> str:
@@ -49,10 +50,13 @@ def request_id_from(header: str | None) -> str:
     return header if header is not None and _REQUEST_ID.fullmatch(header) else uuid.uuid4().hex
 
 
-def validate(model: type[Model], fields: object) -> Model:
-    """`fields` as a model; raises RequestValidationError, which is answered with a 400."""
+def validate(model: type[Model], fields: object, *, strict: bool = False) -> Model:
+    """`fields` as a model; raises RequestValidationError, which is answered with a 400.
+
+    `strict` takes values as JSON has them, where a form holds text: no "1" and no `true` for a number.
+    """
     try:
-        return model.model_validate(fields)
+        return model.model_validate(fields, strict=strict or None)
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_input=False)) from error
 
@@ -72,15 +76,16 @@ async def read_body(
 
     Raises:
         ImageTooLarge: more bytes than allowed; noticed while reading, not after.
+        BodyTooLarge: a JSON body with more bytes than are read.
         InvalidRequest: not a JSON object, or not a form that can be parsed.
         HTTPException: 415 for another content type.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("application/json", ""):
-        return Form(await _read_json(request), None)
+        return Form(await _read_json(request), None, is_json=True)
     if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
         raise HTTPException(415, f"content type {kind!r} is neither application/json nor multipart/form-data")
-    bounded = _bounded(request, max_file_bytes + _FORM_SLACK_BYTES)
+    bounded = _bounded(request, max_file_bytes + FORM_SLACK_BYTES)
     try:
         form = await bounded.form(max_files=1, max_fields=_FORM_FIELDS_MAX)
     except (HTTPException, MultiPartException) as error:
@@ -105,15 +110,15 @@ async def read_body(
 
 
 async def read_json(request: Request, model: type[Model]) -> Model:
-    """A JSON body as a model."""
-    return validate(model, await _read_json(request))
+    """A JSON body as a model. Raises as `validate`, InvalidRequest for no JSON object, BodyTooLarge."""
+    return validate(model, await _read_json(request), strict=True)
 
 
 def json_field(text: str) -> Any:
     """Parse a form field that holds JSON; raises InvalidRequest."""
     try:
         return msgspec.json.decode(text)
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise InvalidRequest(f"a form field that takes JSON holds something else: {error}") from error
 
 
@@ -179,10 +184,10 @@ async def _read_json(request: Request) -> dict[str, Any]:
     async for chunk in request.stream():
         body += chunk
         if len(body) > _JSON_MAX_BYTES:
-            raise InvalidRequest(f"the JSON body has more than {_JSON_MAX_BYTES} bytes")
+            raise BodyTooLarge(f"the JSON body has more than {_JSON_MAX_BYTES} bytes")
     try:
         fields = msgspec.json.decode(bytes(body))
-    except (msgspec.MsgspecError, UnicodeError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InvalidRequest("the body must be a JSON object")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from contract.errors import InvalidRequest
+from contract.payloads import check_payload
 from serving.listing import PAGE_IMAGES, ImageList, encode_page, list_images
 from serving.parts import InCollection, InImageId, InParts, Wait, problems
 from serving.pictures import THUMBNAIL_SIZES
@@ -39,9 +40,10 @@ _UPLOAD_BODY: dict[str, Any] = {
         },
     }
 }
-# Revalidate at every use: the picture under an id may be replaced, and a deleted one must be gone.
+# Revalidate at every use: the picture under an id may be replaced, and a deleted one must be gone. Nobody on the
+# way keeps it: for another caller it may not be there.
 _CONTENT_HEADERS = {
-    "Cache-Control": "no-cache",
+    "Cache-Control": "private, no-cache",
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
@@ -67,7 +69,8 @@ async def upload(
         json_fields={"payload": json_field},
         max_file_bytes=parts.dependencies.settings.max_image_bytes,
     )
-    reference = validate(UploadReference, form.fields)
+    reference = validate(UploadReference, form.fields, strict=form.is_json)
+    check_payload(reference.payload)
     answer = await parts.uploader.upload(collection, reference, form.file, wait, request_id_of(request))
     if answer.status != "logged":
         response.status_code = 201
@@ -132,6 +135,7 @@ async def patch_image(
 ) -> ChangeAnswer:
     """Replace the payload as a whole; the picture is not embedded again."""
     body = await read_json(request, PayloadBody)
+    check_payload(body.payload)
     return await parts.images.update_payload(collection, image_id, body.payload, wait, request_id_of(request))
 
 
@@ -152,7 +156,10 @@ async def get_content(
     parts: InParts,
     size: Annotated[
         int | None,
-        Query(description="Longest side of a thumbnail in pixels, one of 64, 128, 256, 512, 1024; else the original."),
+        Query(
+            description="Longest side of a thumbnail in pixels; else the original.",
+            json_schema_extra={"enum": list(THUMBNAIL_SIZES)},
+        ),
     ] = None,
 ) -> Response:
     """The bytes as uploaded, or a WebP thumbnail without metadata."""

@@ -83,7 +83,8 @@ async def post_search(collection: InCollection, request: Request, parts: InParts
         max_file_bytes=parts.dependencies.settings.max_image_bytes,
     )
     image = form.file.data if form.file is not None else None
-    return await _answer(collection, validate(SearchRequest, form.fields), image, request, parts)
+    search = validate(SearchRequest, form.fields, strict=form.is_json)
+    return await _answer(collection, search, image, request, parts)
 
 
 @router.get(
@@ -151,7 +152,14 @@ async def get_search(
                         "type": "object",
                         "required": ["searches"],
                         "properties": {
-                            "searches": {"type": "array", "items": {"$ref": "#/components/schemas/SearchRequest"}}
+                            "searches": {
+                                "type": "array",
+                                "minItems": 1,
+                                # What is no search is answered with a problem of its own.
+                                "items": {
+                                    "anyOf": [{"$ref": "#/components/schemas/SearchRequest"}, {"type": "object"}]
+                                },
+                            }
                         },
                     }
                 }

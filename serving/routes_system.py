@@ -23,6 +23,7 @@ _ASSETS = {
     "style.css": "text/css",
     "app.js": "text/javascript",
     "filter.js": "text/javascript",
+    "key.js": "text/javascript",
     "docs.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
@@ -53,7 +54,16 @@ async def readyz(request: Request, parts: InParts) -> Readiness:
     return readiness
 
 
-@router.get("/metrics", tags=["system"], summary="Metrics in Prometheus's text format", response_class=Response)
+@router.get(
+    "/metrics",
+    tags=["system"],
+    summary="Metrics in Prometheus's text format",
+    response_class=Response,
+    responses={
+        **problems(),
+        200: {"description": "Samples.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+    },
+)
 async def metrics(parts: InParts) -> Response:
     """Counters of this process, and gauges of the shards as they are now."""
     collections = await parts.catalog.list()

@@ -299,7 +299,7 @@ class CollectionRequest(Body):
         None, description="How vectors are stored. Fixed for the life of the collection."
     )
     filter_fields: tuple[str, ...] | None = Field(
-        None, max_length=256, description="Payload fields that filters may name; all if left out.", examples=[None]
+        None, max_length=256, strict=False, description="Payload fields that filters may name; all if left out."
     )
 
 

@@ -6,12 +6,14 @@ import asyncio
 import hashlib
 import uuid
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from actors.objects import image_key
-from contract.errors import ImageRejected, InvalidRequest
+from contract.errors import Forbidden, ImageRejected, InvalidRequest
 from contract.events import ImageUploaded, Receipt
 from contract.settings import Settings
+from serving.access.caller import current_caller
+from serving.access.ownership import owned_payload
 from serving.catalog import ServedCollection
 from serving.dependencies import Decoder, EventLog, Objects
 from serving.duplicates import first_with_these_bytes
@@ -51,6 +53,7 @@ class Uploader:
 
         Raises:
             InvalidRequest: not exactly one source of bytes.
+            Forbidden: the id is another owner's, or the payload names one.
             InvalidImage, ImageTooLarge: the bytes are no acceptable picture.
             ObjectMissing: no bytes under `object_key`.
             ImageRejected: logged, but the stream could not use the picture; the detail says why.
@@ -61,6 +64,7 @@ class Uploader:
             raise InvalidRequest("uploading by `url` is not available yet; send the bytes as `file`")
         if (file is None) == (reference.object_key is None):
             raise InvalidRequest("an upload needs either a `file` (multipart) or an `object_key` (JSON)")
+        payload = await self._owned(collection, reference)
         if file is not None:
             data, object_key = file.data, None
         else:
@@ -80,7 +84,7 @@ class Uploader:
             uploaded_at_ms=now_ms(),
             content_type=described.content_type,
             file_name=_file_name(file),
-            payload=reference.payload,
+            payload=payload,
             request_id=request_id,
         )
         receipt = await log_event(self._events, collection, event)
@@ -94,6 +98,20 @@ class Uploader:
             self._metrics.uploads.labels(known).inc()
         body = ReceiptBody(partition=receipt.partition, offset=receipt.offset)
         return UploadAnswer(id=event.image_id, sha256=sha256, status=known, receipt=body, duplicate_of=first)
+
+    async def _owned(self, collection: ServedCollection, reference: UploadReference) -> dict[str, Any]:
+        """The payload with its owner. Raises Forbidden where it would take another owner's image."""
+        caller = current_caller()
+        if caller.sees_all:
+            return reference.payload
+        if reference.object_key is not None and not caller.is_admin:
+            raise Forbidden("`object_key` names any bytes of the server's store, so it needs the scope `admin`")
+        existing = None
+        if reference.id is not None:
+            image_id = reference.id
+            (point,) = await collection.ask(collection.partition(image_id), lambda shard: shard.fetch([image_id]))
+            existing = None if point is None or point.state == "deleted" else point.payload
+        return owned_payload(caller, reference.payload, existing)
 
     async def _outcome(self, collection: ServedCollection, image_id: str, receipt: Receipt) -> str | None:
         """Wait for the event's effect; the image that had the bytes first, if another had.

@@ -15,7 +15,9 @@ from contract.settings import load_settings
 from serving.cli import dead_letter_commands
 from serving.cli import demo as demo_run
 from serving.cli import index as index_run
+from serving.cli import keys
 from serving.cli import up as up_run
+from serving.cli.connection import connect
 from serving.cli.output import console, print_hits
 from serving.cli.sources import read_vector
 from serving.cli.status import print_status
@@ -29,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(dead_letter_commands.app)
+app.add_typer(keys.app, name="keys")
 
 UrlOption = Annotated[str | None, typer.Option("--url", help="Address of the server; default from the settings.")]
 CollectionOption = Annotated[
@@ -39,7 +42,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the server's ans
 
 def _client(url: str | None) -> Client:
     try:
-        return Client(url or load_settings().base_url, retry=Retry(attempts=3))
+        return connect(load_settings(), url, retry=Retry(attempts=3))
     except ValueError as error:
         raise InvalidRequest(f"--url: {error}") from error
 

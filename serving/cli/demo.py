@@ -17,6 +17,7 @@ from PIL import Image
 from contract.errors import Unavailable
 from contract.settings import Settings
 from serving.cli import index
+from serving.cli.connection import connect
 from serving.cli.output import console, print_hits
 from serving.client import Client
 
@@ -31,7 +32,7 @@ def run(settings: Settings, url: str, collection: str, *, start: bool, detach: b
     # `kill` stops what was started here as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _system(settings, url) if start else contextlib.nullcontext() as system:
-        with Client(url) as client:
+        with connect(settings, url) as client:
             outcome = index.run(
                 client, collection, str(SAMPLES / "captions.csv"), settings.home_path, parallel=4, again=False
             )
@@ -88,7 +89,7 @@ def _system(settings: Settings, url: str) -> Iterator[subprocess.Popen[bytes]]:
             [sys.executable, "-m", "serving.cli", "up"], stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        _wait_ready(system, url, log)
+        _wait_ready(system, settings, url, log)
         yield system
     finally:
         if system.poll() is None:
@@ -97,10 +98,10 @@ def _system(settings: Settings, url: str) -> Iterator[subprocess.Popen[bytes]]:
                 system.wait(_STOP_WITHIN_S)
 
 
-def _wait_ready(system: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait_ready(system: subprocess.Popen[bytes], settings: Settings, url: str, log: Path) -> None:
     pause = threading.Event()
     began, said = time.monotonic(), ""
-    with Client(url, deadline_s=10) as client, console.status("starting …") as line:
+    with connect(settings, url, deadline_s=10) as client, console.status("starting …") as line:
         console.print(f"starting the system; its log is {log}", highlight=False)
         while not (readiness := client.readiness()).ready:
             missing = "; ".join(readiness.missing)

@@ -20,10 +20,11 @@ from honcho.environ import parse_procfile
 from actors.log.connection import LocalBroker, read_local_broker
 from contract.errors import BrokerUnavailable, SettingsInvalid, Unavailable
 from contract.settings import Settings
+from serving.cli.connection import connect
 from serving.cli.output import console
 from serving.cli.processes import STOP_EACH_S, KeptProcesses
 from serving.cli.restarts import Restarts
-from serving.client import Client, Readiness
+from serving.client import Readiness
 
 ROOT = Path(__file__).parent.parent.parent
 _READY_WITHIN_S = 300.0
@@ -99,7 +100,7 @@ class _BrokerWatch:
 def _announce(settings: Settings, manager: KeptProcesses) -> None:
     """Say once that everything is ready."""
     pause = threading.Event()
-    with Client(settings.base_url, deadline_s=10) as client:
+    with connect(settings, deadline_s=10) as client:
         deadline = time.monotonic() + _READY_WITHIN_S
         readiness = Readiness(ready=False, missing=("starting",))
         while not readiness.ready and time.monotonic() < deadline and not manager.stop_requested:

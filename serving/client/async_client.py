@@ -6,6 +6,7 @@ import asyncio
 import random as random_numbers
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
@@ -54,6 +55,8 @@ class AsyncClient(AsyncDeadLetterMethods):
         self,
         base_url: str = DEFAULT_URL,
         *,
+        api_key: str | None = None,
+        tls_ca: Path | None = None,
         deadline_s: float = DEFAULT_DEADLINE_S,
         retry: Retry | None = None,
         connections: int = DEFAULT_CONNECTIONS,
@@ -68,7 +71,7 @@ class AsyncClient(AsyncDeadLetterMethods):
         self._clock = clock
         self._sleep = sleep
         self._random = random
-        self._http = httpx.AsyncClient(**http_options(self.base_url, connections), transport=transport)
+        self._http = httpx.AsyncClient(**http_options(self.base_url, connections, api_key, tls_ca), transport=transport)
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
+from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
@@ -56,6 +57,9 @@ class Client(DeadLetterMethods):
     one for itself. `transport`, `clock`, `sleep` and `random` stand in for the network, the time
     and chance in tests.
 
+    `api_key` is sent with every call; without it, that of `RIVERLENS_API_KEY`. `tls_ca` is a PEM file with the
+    only authority that is trusted over https; without it, the usual ones are.
+
     Every method raises ClientError: ServerUnreachable, DeadlineExceeded, UnexpectedAnswer, or an
     ApiError of the server.
     """
@@ -64,6 +68,8 @@ class Client(DeadLetterMethods):
         self,
         base_url: str = DEFAULT_URL,
         *,
+        api_key: str | None = None,
+        tls_ca: Path | None = None,
         deadline_s: float = DEFAULT_DEADLINE_S,
         retry: Retry | None = None,
         connections: int = DEFAULT_CONNECTIONS,
@@ -78,7 +84,7 @@ class Client(DeadLetterMethods):
         self._clock = clock
         self._sleep = sleep
         self._random = random
-        self._http = httpx.Client(**http_options(self.base_url, connections), transport=transport)
+        self._http = httpx.Client(**http_options(self.base_url, connections, api_key, tls_ca), transport=transport)
 
     def __enter__(self) -> Self:
         return self

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +15,7 @@ import httpx
 from serving.client.attempts import Send
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+KEY_VARIABLE = "RIVERLENS_API_KEY"
 # Above the longest time the server itself waits for an upload to become searchable (60 s unless set).
 DEFAULT_DEADLINE_S = 90.0
 DEFAULT_CONNECTIONS = 16
@@ -28,18 +32,26 @@ def check_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def http_options(url: str, connections: int) -> dict[str, Any]:
-    """Arguments of an httpx client."""
+def http_options(url: str, connections: int, api_key: str | None, tls_ca: Path | None) -> dict[str, Any]:
+    """Arguments of an httpx client; `tls_ca` is a PEM file with the only authority it trusts.
+
+    Without `api_key` the key is that of the environment. Raises OSError for an authority that cannot be read.
+    """
     if connections < 1:
         raise ValueError("a client needs at least one connection")
     try:
         agent = f"riverlens-client/{version('riverlens')}"
     except PackageNotFoundError:
         agent = "riverlens-client"
+    headers = {"User-Agent": agent, "Accept": "application/json, application/problem+json, image/*"}
+    key = api_key or os.environ.get(KEY_VARIABLE)
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     return {
         "base_url": url,
+        "verify": True if tls_ca is None else ssl.create_default_context(cafile=str(tls_ca)),
         "limits": httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-        "headers": {"User-Agent": agent, "Accept": "application/json, application/problem+json, image/*"},
+        "headers": headers,
     }
 
 

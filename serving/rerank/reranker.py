@@ -26,6 +26,7 @@ from contract.filters import Filter, number_of, values_at
 from contract.settings import Settings
 from contract.telemetry import LogField
 from contract.topics import shard_of_partition
+from serving.access.caller import current_caller
 from serving.catalog import ServedCollection
 from serving.dependencies import Decoder, Objects
 from serving.rerank.dedupe import Rule, cosines, representatives, undecided
@@ -33,7 +34,7 @@ from serving.rerank.diversify import marginal_relevance
 from serving.rerank.fuse import Scores, descending, fused, normalised, popularity, recency
 from serving.rerank.geometry import confirmed_relevance
 from serving.rerank.pictures import StoredPictures
-from serving.rerank.policy import make_policy
+from serving.rerank.policy import Policy, make_policy
 from serving.rerank.request import RerankRequest, Verify
 from serving.schemas import SearchRequest
 
@@ -110,7 +111,12 @@ class Reranker:
         self._pictures = StoredPictures(settings, objects, decoder)
         self._clock = clock
         self._now = now
-        self.policy = make_policy(settings.blocked_tags_field, settings.blocked_tags)
+        self._policy = make_policy(settings.blocked_tags_field, settings.blocked_tags)
+
+    @property
+    def policy(self) -> Policy:
+        """What may not be returned to the caller of the running request."""
+        return self._policy.towards(current_caller())
 
     # Before the shards are asked
 

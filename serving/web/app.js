@@ -1,5 +1,6 @@
 // The search page: words, a picture, a part of a picture, or an indexed image; uploads become hits.
 import { parseFilter } from "/web/filter.js";
+import { call, key, openPicture, setKey, showPicture } from "/web/key.js";
 
 const collection = new URLSearchParams(location.search).get("c") || "images";
 const api = `/v1/collections/${encodeURIComponent(collection)}`;
@@ -71,8 +72,10 @@ async function search() {
   form.set("limit", "24");
   notice("Searching…");
   try {
-    const response = await fetch(`${api}/search`, { method: "POST", body: form, signal: running.signal });
+    const response = await call(`${api}/search`, { method: "POST", body: form, signal: running.signal });
     if (!response.ok) {
+      // Whether it is there for a key was never asked for, or was refused.
+      if (response.status === 401) at("access").open = true;
       notice(await problemOf(response), true);
       return;
     }
@@ -101,8 +104,9 @@ function hitElement(hit) {
   const caption = hit.payload?.caption || hit.payload?.file_name || hit.id;
   const link = element.querySelector(".picture");
   link.href = content;
+  link.addEventListener("click", (event) => openPicture(event, content));
   const image = element.querySelector("img");
-  image.src = `${content}?size=256`;
+  showPicture(image, `${content}?size=256`);
   image.alt = caption;
   element.querySelector(".caption").textContent = caption;
   element.querySelector(".score").textContent = hit.score.toFixed(3);
@@ -183,7 +187,7 @@ async function upload(file) {
   form.set("payload", JSON.stringify({ caption: file.name.replace(/\.[^.]*$/, ""), file_name: file.name }));
   const began = performance.now();
   try {
-    const response = await fetch(`${api}/images?wait=searchable`, { method: "POST", body: form });
+    const response = await call(`${api}/images?wait=searchable`, { method: "POST", body: form });
     if (!response.ok) {
       line.textContent = `${file.name}: ${await problemOf(response)}`;
       return;
@@ -233,6 +237,12 @@ addEventListener("drop", (event) => {
   if (file) searchByFile(file);
 });
 addEventListener("paste", (event) => event.clipboardData.files[0] && searchByFile(event.clipboardData.files[0]));
+
+at("key").value = key();
+at("key").addEventListener("change", (event) => {
+  setKey(event.target.value.trim());
+  search();
+});
 
 const given = new URLSearchParams(location.search);
 query.text = given.get("q") || "";

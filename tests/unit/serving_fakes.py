@@ -48,6 +48,7 @@ from contract.errors import (
 )
 from contract.events import CollectionSpec, ImageDeleted, ImageUploaded, decode_event
 from contract.filters import matches
+from contract.keys import ApiKey
 from contract.settings import Settings
 from contract.topics import partition_of, shard_of_partition
 from serving.dependencies import Dependencies
@@ -253,6 +254,7 @@ class FakeSystem:
     letters_low: int = 0
     headers: dict[tuple[str, int, int], Mapping[str, bytes]] = field(default_factory=dict)
     closed: list[str] = field(default_factory=list)
+    keys: dict[str, ApiKey] = field(default_factory=dict)
 
     def add(self, spec: CollectionSpec) -> None:
         self.specs[spec.name] = spec
@@ -267,7 +269,8 @@ class FakeSystem:
             self.embedder,
             self.shard,
             shared_decoder(self.settings),
-            _Letters(self),
+            letters=_Letters(self),
+            keys=_Keys(self),
         )
 
     def embedder(self, model: str, role: EmbedderRole, count: int) -> FakeEmbedder:
@@ -384,6 +387,22 @@ class _Registry:
 
     def close(self) -> None:
         self._system.closed.append("registry")
+
+
+class _Keys:
+    def __init__(self, system: FakeSystem) -> None:
+        self._system = system
+
+    def refresh(self) -> dict[str, ApiKey]:
+        if self._system.broker_down:
+            raise BrokerUnavailable("the fake broker is down")
+        return dict(self._system.keys)
+
+    def put(self, key: ApiKey) -> None:
+        self._system.keys[key.key_id] = key
+
+    def close(self) -> None:
+        self._system.closed.append("keys")
 
 
 class _Admin:

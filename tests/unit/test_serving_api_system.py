@@ -245,6 +245,8 @@ async def test_the_description_names_bodies_forms_and_problems(http: httpx.Async
         "/v1/collections/{collection}/search",
         "/v1/collections/{collection}/search/batch",
         "/v1/collections/{collection}/clicks",
+        "/v1/keys",
+        "/v1/keys/{key_id}",
         "/healthz",
         "/readyz",
         "/metrics",
@@ -268,4 +270,4 @@ async def test_the_app_closes_what_it_depends_on(system: FakeSystem) -> None:
     app = create_app(system.dependencies())
     async with app.router.lifespan_context(app):
         assert system.closed == []
-    assert sorted(system.closed) == ["admin", "events", "letters", "registry"]
+    assert sorted(system.closed) == ["admin", "events", "keys", "letters", "registry"]
