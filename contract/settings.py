@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Literal
 
@@ -210,7 +211,7 @@ class Settings(BaseSettings):
     url_ports: list[int] = [80, 443]
     """Ports from which uploads by `url` may be fetched."""
 
-    url_allow_networks: list[str] = []
+    url_allow_networks: list[IPv4Network | IPv6Network] = []
     """Networks (`10.1.0.0/16`) from which uploads by `url` may be fetched although they are private."""
 
     fetch_attempts: int = Field(5, ge=1)

@@ -16,6 +16,7 @@ from serving.dead_letter_index import DeadLetterIndex
 from serving.dead_letters import DeadLetters
 from serving.dependencies import Dependencies
 from serving.fallback import Retrieval
+from serving.fetching import UrlFetcher
 from serving.images import Images
 from serving.metrics import Metrics
 from serving.query import QueryEncoder
@@ -51,7 +52,7 @@ def assemble(dependencies: Dependencies) -> Parts:
         catalog=catalog,
         metrics=metrics,
         keys=KeyRing(dependencies.keys),
-        uploader=Uploader(settings, events, objects, decoder, metrics),
+        uploader=Uploader(settings, events, objects, decoder, UrlFetcher(settings), metrics),
         images=Images(settings, events, objects, decoder, dependencies.admin),
         searcher=Searcher(
             settings,

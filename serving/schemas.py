@@ -50,11 +50,13 @@ class ReceiptBody(Body):
 
 
 class UploadReference(Body):
-    """Upload by reference: the bytes are already in the object store."""
+    """Upload by reference: the bytes are behind a URL, or already in the object store."""
 
     id: ImageId | None = None
     object_key: str | None = Field(None, description="Key in the object store.", examples=["incoming/bird.png"])
-    url: str | None = Field(None, description="Not available yet.")
+    url: str | None = Field(
+        None, description="http or https, without credentials, in the public internet.", max_length=2048
+    )
     payload: dict[str, Any] = Field({}, examples=[{"caption": "a red bird"}])
 
 

@@ -7,6 +7,7 @@ import hashlib
 import uuid
 from pathlib import PurePosixPath
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from actors.objects import image_key
 from contract.errors import Forbidden, ImageRejected, InvalidRequest
@@ -18,6 +19,7 @@ from serving.catalog import ServedCollection
 from serving.dependencies import Decoder, EventLog, Objects
 from serving.duplicates import first_with_these_bytes
 from serving.events import await_applied, log_event, now_ms
+from serving.fetching import UrlFetcher
 from serving.metrics import Metrics
 from serving.problems import ProblemError
 from serving.requests import UploadedFile
@@ -30,12 +32,20 @@ class Uploader:
     """Takes uploads. Sending the same upload twice is harmless: the later event wins."""
 
     def __init__(
-        self, settings: Settings, events: EventLog, objects: Objects, decoder: Decoder, metrics: Metrics
+        self,
+        settings: Settings,
+        events: EventLog,
+        objects: Objects,
+        decoder: Decoder,
+        fetcher: UrlFetcher,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._events = events
         self._objects = objects
         self._decoder = decoder
+        self._fetcher = fetcher
+        self._fetcher = fetcher
         self._metrics = metrics
 
     async def upload(
@@ -46,7 +56,7 @@ class Uploader:
         wait: Literal["logged", "searchable"],
         request_id: str,
     ) -> UploadAnswer:
-        """Make a picture searchable: either the bytes of `file` or those under `reference.object_key`.
+        """Make a picture searchable: the bytes of `file`, behind `reference.url`, or under `reference.object_key`.
 
         The bytes are durable before the event is, so an event never names bytes that are not there.
         Returns once the event is logged, or with `wait="searchable"` once every search finds it.
@@ -55,17 +65,18 @@ class Uploader:
             InvalidRequest: not exactly one source of bytes.
             Forbidden: the id is another owner's, or the payload names one.
             InvalidImage, ImageTooLarge: the bytes are no acceptable picture.
+            UrlRefused, UrlUnavailable (retryable): no bytes behind `url`.
             ObjectMissing: no bytes under `object_key`.
             ImageRejected: logged, but the stream could not use the picture; the detail says why.
             NotSearchableInTime: logged, and not searchable within the wait; retryable.
             BrokerUnavailable, ObjectStoreUnavailable: retryable; the same call may be sent again.
         """
-        if reference.url is not None:
-            raise InvalidRequest("uploading by `url` is not available yet; send the bytes as `file`")
-        if (file is None) == (reference.object_key is None):
-            raise InvalidRequest("an upload needs either a `file` (multipart) or an `object_key` (JSON)")
+        if [file, reference.object_key, reference.url].count(None) != 2:
+            raise InvalidRequest("an upload needs a `file` (multipart), or one of `url` and `object_key` (JSON)")
         payload = await self._owned(collection, reference)
-        if file is not None:
+        if reference.url is not None:
+            data, object_key = await self._fetcher.fetch(reference.url), None
+        elif file is not None:
             data, object_key = file.data, None
         else:
             object_key = _check_object_key(reference.object_key or "")
@@ -83,7 +94,7 @@ class Uploader:
             size_bytes=len(data),
             uploaded_at_ms=now_ms(),
             content_type=described.content_type,
-            file_name=_file_name(file),
+            file_name=_file_name(reference.url, file),
             payload=payload,
             request_id=request_id,
         )
@@ -127,11 +138,10 @@ class Uploader:
         return None if point is None else await first_with_these_bytes(collection, point)
 
 
-def _file_name(file: UploadedFile | None) -> str | None:
-    """The last part of the name a browser sent, as data only: nothing on disk is ever named by it."""
-    if file is None or not file.file_name:
-        return None
-    return PurePosixPath(file.file_name.replace("\\", "/")).name[:_FILE_NAME_MAX] or None
+def _file_name(url: str | None, file: UploadedFile | None) -> str | None:
+    """The last part of what a URL or a browser names, as data only: nothing on disk is ever named by it."""
+    named = urlsplit(url).path if url is not None else file.file_name if file is not None else None
+    return PurePosixPath(named.replace("\\", "/")).name[:_FILE_NAME_MAX] or None if named else None
 
 
 def _check_object_key(key: str) -> str:

@@ -70,6 +70,8 @@ from serving.client.errors import (
     Unauthenticated,
     Unavailable,
     UnexpectedAnswer,
+    UrlRefused,
+    UrlUnavailable,
 )
 from serving.client.options import CollectionParameters, Crop, Example, SearchOptions, SearchQuery
 
@@ -145,4 +147,6 @@ __all__ = [
     "UploadReport",
     "UploadResult",
     "Uploaded",
+    "UrlRefused",
+    "UrlUnavailable",
 ]

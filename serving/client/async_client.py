@@ -122,6 +122,21 @@ class AsyncClient(AsyncDeadLetterMethods):
         call = calls.upload_object(collection, object_key, image_id, payload or {}, wait)
         return await self._run(flows.upload(call, collection, image_id, None, self._context(deadline_s)))
 
+    async def upload_url(
+        self,
+        collection: str,
+        url: str,
+        *,
+        id: str | None = None,  # noqa: A002
+        payload: Mapping[str, Any] | None = None,
+        wait: Wait = "logged",
+        deadline_s: float | None = None,
+    ) -> Uploaded:
+        """Upload a picture that the server fetches; as `upload`. Raises UrlRefused, UrlUnavailable besides."""
+        image_id = id or calls.new_id()
+        call = calls.upload_url(collection, url, image_id, payload or {}, wait)
+        return await self._run(flows.upload(call, collection, image_id, None, self._context(deadline_s)))
+
     async def upload_many(
         self,
         collection: str,

@@ -125,6 +125,12 @@ def upload_object(
     return _json("POST", f"{_collection(collection)}/images", body, _answer(Uploaded), {"wait": wait})
 
 
+def upload_url(collection: str, url: str, image_id: str, payload: Mapping[str, Any], wait: Wait) -> Call[Uploaded]:
+    """Upload what the server fetches from a URL."""
+    body = {"id": image_id, "url": url, "payload": payload}
+    return _json("POST", f"{_collection(collection)}/images", body, _answer(Uploaded), {"wait": wait})
+
+
 def image(collection: str, image_id: str) -> Call[Image]:
     """Look an image up."""
     return Call(method="GET", path=_image(collection, image_id), read=_answer(Image))

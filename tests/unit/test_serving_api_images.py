@@ -149,7 +149,7 @@ async def test_odd_ids_are_refused(http: httpx.AsyncClient, image_id: str) -> No
         ({"payload": "{"}, "JSON"),
         ({"payload": "[1]"}, "payload"),
         ({"caption": "x"}, "caption"),
-        ({"url": "http://example.org/a.png"}, "not available yet"),
+        ({"url": "http://127.0.0.1/a.png", "object_key": "a"}, "one of `url` and `object_key`"),
     ],
 )
 async def test_fields_that_cannot_be_used_are_named(http: httpx.AsyncClient, form: dict[str, str], word: str) -> None:
