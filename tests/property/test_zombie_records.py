@@ -7,7 +7,7 @@ somewhere. Whatever stands in the log first, an image ends as if each event had 
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.index.rows import IdRow, apply_entry
@@ -40,6 +40,7 @@ def _applied(entries: list[LogEntry]) -> tuple[IdRow | None, bytes | None]:
     return row, None if row is None or row.point is None else vector
 
 
+@settings(max_examples=500)
 @given(kinds=ENTRIES, data=st.data())
 def test_late_records_of_a_zombie_change_nothing(kinds: list[str], data: st.DataObject) -> None:
     events = [_entry(kind, offset) for offset, kind in enumerate(kinds)]
