@@ -60,6 +60,11 @@ test-unit: $(VENV)/.installed-dev ## Only the tests that start no process
 chaos: $(VENV)/.installed-dev ## Faults under load and an offline checker (CHAOS_ARGS="--seconds 600 --seed 7 --faults kill-ingest,…")
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
+.PHONY: schemathesis
+schemathesis: $(VENV)/.installed-dev ## Every operation of the running API, all phases, many examples (SCHEMATHESIS_SEED=7 SCHEMATHESIS_EXAMPLES=500)
+	SCHEMATHESIS_PHASES=examples,coverage,fuzzing SCHEMATHESIS_EXAMPLES=$${SCHEMATHESIS_EXAMPLES:-100} \
+	$(BIN)/python -m pytest tests/integration/test_access.py -k what_it_says $(PYTEST_ARGS)
+
 .PHONY: test-gpu
 test-gpu: $(VENV)/.installed-dev ## Tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)

@@ -45,7 +45,6 @@ class Uploader:
         self._objects = objects
         self._decoder = decoder
         self._fetcher = fetcher
-        self._fetcher = fetcher
         self._metrics = metrics
 
     async def upload(

@@ -161,27 +161,6 @@ class UrlRefused(ApiError):
     http_status = 422
 
 
-class Unauthenticated(ApiError):
-    """No key was sent, or one that does not exist or was revoked."""
-
-    code = "unauthenticated"
-    http_status = 401
-
-
-class Forbidden(ApiError):
-    """The key is good, but it lacks the scope, or the image belongs to another owner."""
-
-    code = "forbidden"
-    http_status = 403
-
-
-class BodyTooLarge(ApiError):
-    """A body, or a part of it, has more bytes than the server reads."""
-
-    code = "body_too_large"
-    http_status = 413
-
-
 class NotFound(ApiError):
     """A collection or an image that is not there."""
 
