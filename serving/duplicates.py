@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
 import structlog
 
 from actors.messages import PointState
 from contract.errors import ShardUnavailable
 from contract.telemetry import LogField
+from serving.access.caller import current_caller
 from serving.catalog import ServedCollection
 
 _log = structlog.get_logger()
@@ -31,20 +29,5 @@ async def first_with_these_bytes(collection: ServedCollection, point: PointState
         return None
     if first is None or first.state != "searchable" or first.sha256 != point.sha256:
         return None
-    return first_id if may_be_named(first, point) else None
-
-
-def may_be_named(first: PointState, point: PointState) -> bool:
-    """Whether someone who sees `point` may learn that `first` has the same bytes.
-
-    A private picture is not betrayed by a copy of it, except to its own owner.
-    """
-    theirs, own = _payload(first), _payload(point)
-    if theirs.get("visibility") != "private":
-        return True
-    return theirs.get("owner") is not None and theirs.get("owner") == own.get("owner")
-
-
-def _payload(point: PointState) -> dict[str, Any]:
-    payload: dict[str, Any] = {} if point.payload is None else msgspec.json.decode(point.payload)
-    return payload
+    # A copy betrays no private picture: who may not see it does not learn that it is there.
+    return first_id if current_caller().sees(first.payload) else None

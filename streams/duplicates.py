@@ -37,9 +37,10 @@ _log = structlog.get_logger()
 _RECENT = 1024
 # Of many images with the same bytes, the first and the newest are kept: deleting these all costs one embedding.
 _HOLDERS = 8
-# A first call has to find the shard's actor. One that hangs may not hold up every batch, so after a time-out
-# it is given no more than an embedding takes, until it answers again.
-_ASK_WITHIN_S = 10.0
+# The first call loads the shard's class into this process, with all that it imports: five seconds where two cores
+# have more to do. A shard that hangs may not hold up every batch, so after a time-out it is given no more than an
+# embedding takes, until it answers again.
+_ASK_WITHIN_S = 30.0
 _ASK_LATE_WITHIN_S = 0.2
 
 

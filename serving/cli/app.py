@@ -12,10 +12,9 @@ from rich.table import Table
 from contract.errors import InvalidRequest
 from contract.filters import decode_filter
 from contract.settings import load_settings
-from serving.cli import dead_letter_commands
+from serving.cli import dead_letter_commands, keys
 from serving.cli import demo as demo_run
 from serving.cli import index as index_run
-from serving.cli import keys
 from serving.cli import up as up_run
 from serving.cli.connection import connect
 from serving.cli.output import console, print_hits
