@@ -214,6 +214,9 @@ class Settings(BaseSettings):
     url_allow_networks: list[IPv4Network | IPv6Network] = []
     """Networks (`10.1.0.0/16`) from which uploads by `url` may be fetched although they are private."""
 
+    ingest_bytes_in_flight_max: int = Field(128 * 1024 * 1024, ge=1)
+    """Bytes of pictures that a stream worker has fetched and not decoded yet; further fetches wait."""
+
     fetch_attempts: int = Field(5, ge=1)
     """Tries to fetch a picture from a failing object store before it becomes a retryable dead letter."""
 
@@ -222,6 +225,15 @@ class Settings(BaseSettings):
 
     search_in_flight_max: int = Field(64, ge=1)
     """Searches under way in one replica of the API at which more are refused with `overloaded` and `Retry-After`."""
+
+    upload_lag_max: int = Field(10_000, ge=0)
+    """Events of a collection that may wait to be searchable; past it uploads are refused with 429; 0 for no limit."""
+
+    uploads_in_flight_max: int = Field(64, ge=1)
+    """Uploads that one replica of the API holds in memory at a time; more are refused with 429."""
+
+    upload_bytes_in_flight_max: int = Field(256 * 1024 * 1024, ge=1)
+    """Bytes of uploads that one replica of the API holds in memory at a time; more are refused with 429."""
 
     encode_deadline_ms: int = Field(2000, ge=1)
     """Longest wait of a text query for its encoder; then the lexical index answers it by its words."""

@@ -34,6 +34,14 @@ INGEST_STAGE_SECONDS = Metric(
     "riverlens_ingest_stage_seconds", "histogram", "Time of one ingest stage for one batch.", ("stage",)
 )
 UPLOADS = Metric("riverlens_uploads_total", "counter", "Uploads over HTTP, by status.", ("status",))
+UPLOADS_REFUSED = Metric(
+    "riverlens_uploads_refused_total",
+    "counter",
+    "Uploads refused by back-pressure, by what has no room: lag, uploads or bytes.",
+    ("reason",),
+)
+UPLOADS_IN_FLIGHT = Metric("riverlens_uploads_in_flight", "gauge", "Uploads whose bytes a replica of the API holds.")
+UPLOAD_BYTES_IN_FLIGHT = Metric("riverlens_upload_in_flight_bytes", "gauge", "Bytes of those uploads, at most.")
 SEARCHES = Metric("riverlens_searches_total", "counter", "Searches, by kind and coverage.", ("kind", "degraded"))
 SEARCH_ADMISSIONS = Metric(
     "riverlens_search_admissions_total", "counter", "Searches that were let in or refused.", ("outcome",)
@@ -109,6 +117,15 @@ STALENESS_SECONDS = Metric(
 )
 CONSUMER_LAG = Metric(
     "riverlens_consumer_lag", "gauge", "Events in image-events a shard has not applied.", ("collection", "shard")
+)
+LAG_MESSAGES = Metric(
+    "riverlens_lag_messages", "gauge", "Events of a collection that are logged and not searchable.", ("collection",)
+)
+DRAIN_SECONDS = Metric(
+    "riverlens_drain_seconds",
+    "gauge",
+    "Estimated time until they are searchable; absent while nothing moves.",
+    ("collection",),
 )
 APPLIED_OFFSET = Metric(
     "riverlens_applied_offset",

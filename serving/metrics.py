@@ -125,6 +125,9 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.uploads = self._counter(telemetry.UPLOADS)
+        self.uploads_refused = self._counter(telemetry.UPLOADS_REFUSED)
+        self.uploads_in_flight = self._gauge(telemetry.UPLOADS_IN_FLIGHT)
+        self.upload_bytes_in_flight = self._gauge(telemetry.UPLOAD_BYTES_IN_FLIGHT)
         self.searches = self._counter(telemetry.SEARCHES)
         self.confidence = self._counter(telemetry.CONFIDENCE)
         self.query_cache = self._counter(telemetry.QUERY_CACHE)
@@ -150,6 +153,8 @@ class Metrics:
         self._points = self._gauge(telemetry.POINTS)
         self._staleness = self._gauge(telemetry.STALENESS_SECONDS)
         self._lag = self._gauge(telemetry.CONSUMER_LAG)
+        self._lag_messages = self._gauge(telemetry.LAG_MESSAGES)
+        self._drain = self._gauge(telemetry.DRAIN_SECONDS)
         self._applied = self._gauge(telemetry.APPLIED_OFFSET)
         self._snapshot_age = self._gauge(telemetry.SNAPSHOT_AGE_SECONDS)
         self._recall = self._gauge(telemetry.RECALL)
@@ -173,7 +178,7 @@ class Metrics:
         """Forget what was said of shards, so that a dropped collection leaves the page."""
         per_shard = (self._points, self._staleness, self._lag, self._applied, self._snapshot_age)
         of_index = (self._recall, self._recall_samples, self._dead)
-        for gauge in (self._shards, self._answering, *per_shard, *of_index):
+        for gauge in (self._shards, self._answering, self._lag_messages, self._drain, *per_shard, *of_index):
             gauge.clear()
         self._delays.clear()
 
@@ -199,6 +204,12 @@ class Metrics:
                 self._snapshot_age.labels(collection, str(shard)).set(age_s)
             for partition, offset in status.freshness.applied_offsets.items():
                 self._applied.labels(collection, str(partition)).set(offset)
+
+    def observe_lag(self, collection: str, messages: int, drain_s: float | None) -> None:
+        """Set what one collection is behind by."""
+        self._lag_messages.labels(collection).set(messages)
+        if drain_s is not None:
+            self._drain.labels(collection).set(drain_s)
 
     def render(self) -> bytes:
         """The page in Prometheus's text format."""

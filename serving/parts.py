@@ -24,6 +24,7 @@ from serving.rerank.reranker import Reranker
 from serving.search import Searcher
 from serving.state import SystemState
 from serving.upload import Uploader
+from serving.upload_admission import UploadAdmission
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Parts:
     searcher: Searcher
     state: SystemState
     letters: DeadLetters
+    upload_admission: UploadAdmission
 
 
 def assemble(dependencies: Dependencies) -> Parts:
@@ -64,6 +66,7 @@ def assemble(dependencies: Dependencies) -> Parts:
         ),
         state=SystemState(dependencies, catalog),
         letters=DeadLetters(settings, DeadLetterIndex(dependencies.letters), events, dependencies.admin),
+        upload_admission=UploadAdmission(settings, metrics),
     )
 
 

@@ -62,9 +62,9 @@ def problem_response(
     retryable: bool = False,
     members: Mapping[str, Any] | None = None,
 ) -> Response:
-    """A problem document with its status; `Retry-After` in seconds when a retry may help."""
+    """A problem document with its status; `Retry-After` when a retry may help: `retry_after_s`, or a second."""
     body = _document(request_id, code, status, detail, retryable, members)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if retryable else {}
+    headers = {"Retry-After": str((members or {}).get("retry_after_s", RETRY_AFTER_S))} if retryable else {}
     return Response(msgspec.json.encode(body), status, headers, PROBLEM_TYPE)
 
 

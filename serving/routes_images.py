@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from contract.errors import InvalidRequest
+from contract.events import Receipt
 from contract.payloads import check_payload
 from serving.listing import PAGE_IMAGES, ImageList, encode_page, list_images
 from serving.parts import InCollection, InImageId, InParts, Wait, problems
@@ -14,6 +15,7 @@ from serving.pictures import THUMBNAIL_SIZES
 from serving.problems import request_id_of
 from serving.requests import json_field, read_body, read_json, validate
 from serving.schemas import ChangeAnswer, ImageAnswer, PayloadBody, UploadAnswer, UploadReference
+from serving.upload_admission import most_bytes
 
 router = APIRouter(prefix="/v1/collections/{collection}/images", tags=["images"])
 
@@ -63,18 +65,22 @@ async def upload(
     collection: InCollection, request: Request, response: Response, parts: InParts, wait: Wait = "logged"
 ) -> UploadAnswer:
     """Store the bytes, log the event, answer with its receipt. An id that exists is replaced."""
-    form = await read_body(
-        request,
-        file_field="file",
-        json_fields={"payload": json_field},
-        max_file_bytes=parts.dependencies.settings.max_image_bytes,
-    )
-    reference = validate(UploadReference, form.fields, strict=form.is_json)
-    check_payload(reference.payload)
-    answer = await parts.uploader.upload(collection, reference, form.file, wait, request_id_of(request))
+    settings = parts.dependencies.settings
+    with parts.upload_admission.admit(await parts.state.lag(collection), most_bytes(request, settings)):
+        form = await read_body(
+            request,
+            file_field="file",
+            json_fields={"payload": json_field},
+            max_file_bytes=settings.max_image_bytes,
+        )
+        reference = validate(UploadReference, form.fields, strict=form.is_json)
+        check_payload(reference.payload)
+        answer = await parts.uploader.upload(collection, reference, form.file, wait, request_id_of(request))
+    lag = parts.state.logged(collection, Receipt(answer.receipt.partition, answer.receipt.offset))
     if answer.status != "logged":
         response.status_code = 201
-    return answer
+        return answer
+    return answer.model_copy(update={"lag": lag.body()})
 
 
 @router.get(

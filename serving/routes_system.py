@@ -75,6 +75,8 @@ async def metrics(parts: InParts) -> Response:
                 answering.setdefault(shard, report)
                 parts.metrics.observe_replica(collection.spec.name, shard, replica, report)
         parts.metrics.observe_shards(collection.spec.name, collection.spec.shards, answering)
+        lag = parts.state.lags.lag(collection.spec.name, collection.spec.incarnation)
+        parts.metrics.observe_lag(collection.spec.name, lag.messages, lag.drain_s)
     return Response(parts.metrics.render(), media_type=parts.metrics.content_type)
 
 

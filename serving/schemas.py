@@ -10,6 +10,7 @@ from contract.events import Quantization, VectorType
 from serving.confidence import ConfidenceBody
 from serving.coverage import CoverageBody, FreshnessBody
 from serving.fusion import HybridSwitch
+from serving.lag import LagBody
 from serving.query_vector import QueryVector
 from serving.rerank.request import RerankSwitch
 
@@ -70,6 +71,7 @@ class UploadAnswer(BaseModel):
     )
     receipt: ReceiptBody
     duplicate_of: str | None = Field(None, description="The image that had the same bytes first; with `duplicate`.")
+    lag: LagBody | None = Field(None, description="Events before this one that are not searchable yet; with `logged`.")
 
 
 class ChangeAnswer(BaseModel):
@@ -373,6 +375,7 @@ class CollectionStatistics(CollectionAnswer):
 
     points: int = Field(description="Searchable images.")
     deleted: int = Field(description="Deleted images whose tombstones are kept.")
+    lag: LagBody
     shards: list[ShardBody]
     embedders: list[EmbedderBody]
 

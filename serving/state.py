@@ -8,11 +8,16 @@ import os
 from collections.abc import Iterable
 from typing import Literal
 
+import structlog
+
 from actors.messages import EmbedderRole, EmbedderStatus, ShardStatus
 from contract.errors import RiverlensError
+from contract.events import Receipt
 from contract.settings import Settings
+from contract.telemetry import LogField
 from serving.catalog import Catalog, ServedCollection
 from serving.dependencies import Dependencies, Shard
+from serving.lag import Lag, Lags
 from serving.schemas import (
     CollectionAnswer,
     CollectionStatistics,
@@ -23,8 +28,11 @@ from serving.schemas import (
     ShardSummary,
 )
 
+_log = structlog.get_logger()
 # An actor that does not say how it is within this time counts as unavailable.
 STATUS_TIMEOUT_S = 2.0
+# An upload does not wait longer to know how far the shards are behind.
+_LOOK_WITHIN_S = 0.25
 UP_FILE = "up.json"
 
 ShardReport = ShardStatus | str
@@ -37,6 +45,8 @@ class SystemState:
         self._dependencies = dependencies
         self._catalog = catalog
         self._timeout_s = timeout_s
+        self.lags = Lags()
+        self._looks: dict[str, asyncio.Task[None]] = {}
 
     async def shards(self, collection: ServedCollection) -> list[tuple[int, int, ShardReport]]:
         """(shard, replica, status or why there is none) of every replica."""
@@ -51,7 +61,36 @@ class SystemState:
 
         places = [(s, r) for s, replicas in enumerate(collection.shards) for r in range(len(replicas))]
         reports = await asyncio.gather(*(ask(collection.shards[s][r]) for s, r in places))
+        answering = [report for report in reports if isinstance(report, ShardStatus)]
+        self.lags.observe(collection.spec.name, collection.spec.incarnation, answering)
         return [(s, r, report) for (s, r), report in zip(places, reports, strict=True)]
+
+    async def lag(self, collection: ServedCollection) -> Lag:
+        """How far a collection is behind, looked at no longer than LOOK_S ago if its shards answer quickly.
+
+        Callers share a look, and none waits for shards that are slow: it then counts what was known before.
+        """
+        name, incarnation = collection.spec.name, collection.spec.incarnation
+        if self.lags.needs_look(name, incarnation):
+            if name not in self._looks:
+                self._looks[name] = asyncio.create_task(self._look(collection))
+            await asyncio.wait({self._looks[name]}, timeout=_LOOK_WITHIN_S)
+        return self.lags.lag(name, incarnation)
+
+    def logged(self, collection: ServedCollection, receipt: Receipt) -> Lag:
+        """Take note of an event that was logged; what stands before it."""
+        return self.lags.logged(collection.spec.name, collection.spec.incarnation, receipt)
+
+    async def _look(self, collection: ServedCollection) -> None:
+        try:
+            await self.shards(collection)
+            live = await self._catalog.list()
+            self.lags.keep([(one.spec.name, one.spec.incarnation) for one in live])
+        except RiverlensError as error:
+            told = {LogField.COLLECTION: collection.spec.name, LogField.ERROR: error.detail}
+            _log.warning("how far the shards are behind is unknown", **told)
+        finally:
+            del self._looks[collection.spec.name]
 
     async def embedders(self, models: Iterable[str]) -> list[EmbedderBody]:
         """Every embedder of every model in use, for ingest and for queries."""
@@ -87,6 +126,7 @@ class SystemState:
         return CollectionStatistics(
             **collection_answer(collection).model_dump(),
             embedders=embedders,
+            lag=self.lags.lag(collection.spec.name, collection.spec.incarnation).body(),
             points=sum(points.values()),
             deleted=sum(deleted.values()),
             shards=[ShardBody.model_validate(_shard_fields(*report)) for report in reports],
