@@ -12,7 +12,7 @@ from actors.messages import ShardStatus
 from contract.errors import NotFound, Unavailable
 from serving.parts import InParts, problems
 from serving.problems import problem_of, request_id_of
-from serving.schemas import Health, Readiness
+from serving.readiness import Health, Readiness
 
 router = APIRouter()
 

@@ -18,14 +18,12 @@ from contract.telemetry import LogField
 from serving.catalog import Catalog, ServedCollection
 from serving.dependencies import Dependencies, Shard
 from serving.lag import Lag, Lags
+from serving.readiness import ProcessBody, Readiness, ShardSummary
 from serving.schemas import (
     CollectionAnswer,
     CollectionStatistics,
     EmbedderBody,
-    ProcessBody,
-    Readiness,
     ShardBody,
-    ShardSummary,
 )
 
 _log = structlog.get_logger()

@@ -30,6 +30,8 @@ class UploadAdmission:
         self._metrics = metrics
         self._uploads = 0
         self._bytes = 0
+        # So that the page has a zero before the first refusal.
+        self._refused = {reason: metrics.uploads_refused.labels(reason) for reason in ("lag", "uploads", "bytes")}
 
     @contextmanager
     def admit(self, lag: Lag, size_bytes: int) -> Iterator[None]:
@@ -71,7 +73,7 @@ class UploadAdmission:
         self._refuse("lag", detail, wait_s)
 
     def _refuse(self, reason: str, detail: str, wait_s: int) -> None:
-        self._metrics.uploads_refused.labels(reason).inc()
+        self._refused[reason].inc()
         raise ProblemError(TooManyUploads(detail), retry_after_s=wait_s)
 
     def _tell(self) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from contract.errors import InvalidRequest
 from contract.settings import load_settings
+from serving.cli.connection import connect
 from serving.cli.dead_letters import parse_age, print_letter, print_letters, settle
 from serving.client import Client, Retry
 from serving.client.options import LetterMatch
@@ -32,7 +33,7 @@ _All = Annotated[bool, typer.Option("--all", help="All that wait.")]
 
 def _client(url: str | None) -> Client:
     try:
-        return Client(url or load_settings().base_url, retry=Retry(attempts=3))
+        return connect(load_settings(), url, retry=Retry(attempts=3))
     except ValueError as error:
         raise InvalidRequest(f"--url: {error}") from error
 

@@ -14,7 +14,8 @@ import structlog
 from contract import telemetry
 from contract.telemetry import LogField
 from serving.app import create_app
-from serving.schemas import CollectionStatistics, Readiness
+from serving.readiness import Readiness
+from serving.schemas import CollectionStatistics
 from tests.unit.serving_fakes import FINGERPRINT, FakeSystem, make_spec, make_system, picture
 from tests.unit.test_serving_api_images import assert_problem, upload
 

@@ -119,9 +119,13 @@ def test_uploads_and_their_bytes_are_bounded_and_come_back() -> None:
     with gate.admit(idle, 60):
         with pytest.raises(ProblemError, match="41 more"), gate.admit(idle, 41):
             pass
-        with gate.admit(idle, 30), gate.admit(idle, 10):
-            with pytest.raises(ProblemError, match="3 uploads"), gate.admit(idle, 0):
-                pass
+        with (
+            gate.admit(idle, 30),
+            gate.admit(idle, 10),
+            pytest.raises(ProblemError, match="3 uploads"),
+            gate.admit(idle, 0),
+        ):
+            pass
         with pytest.raises(ZeroDivisionError), gate.admit(idle, 40):
             raise ZeroDivisionError
         with gate.admit(idle, 40):
