@@ -41,7 +41,8 @@ def _gradient(width: int = 40, height: int = 30) -> Image.Image:
     return Image.fromarray(np.stack([x * 6, y * 8, (x + y) * 3], axis=-1).astype(np.uint8))
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
+# HEIF is read and not written here; the tests of what is served have a sample.
+@pytest.mark.parametrize("format_name", [name for name in FORMATS if name != "HEIF"])
 def test_every_format_is_decoded_to_rgb(format_name: str) -> None:
     picture = _decode(_encoded(_gradient(), format_name))
     assert picture.mode == "RGB"
