@@ -40,7 +40,7 @@ def _applied(entries: list[LogEntry]) -> tuple[IdRow | None, bytes | None]:
     return row, None if row is None or row.point is None else vector
 
 
-@settings(max_examples=500)
+@settings(max_examples=300, deadline=None)
 @given(kinds=ENTRIES, data=st.data())
 def test_late_records_of_a_zombie_change_nothing(kinds: list[str], data: st.DataObject) -> None:
     events = [_entry(kind, offset) for offset, kind in enumerate(kinds)]
