@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import random
 from collections.abc import Iterator
 
@@ -39,6 +40,7 @@ class ObjectsFail(Fault):
 @contextlib.contextmanager
 def object_store() -> Iterator[tuple[ObjectProxy, dict[str, str]]]:
     """A running store behind a proxy, and the settings of a system that uses it."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
