@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from contract.errors import RiverlensError
@@ -26,7 +27,8 @@ def report_failure(error: Exception) -> str | None:
             message = f"{error.strerror}: {error.filename}"
         case _:
             return None
-    errors.print(f"[bold red]Error:[/] {message}", highlight=False, soft_wrap=True)
+    # A code in brackets would be taken for markup.
+    errors.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     return message
 
 
