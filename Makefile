@@ -56,6 +56,10 @@ test: $(VENV)/.installed-dev ## All tests but the long ones
 test-unit: $(VENV)/.installed-dev ## Only the tests that start no process
 	$(BIN)/python -m pytest tests/unit tests/property tests/golden tests/test_architecture.py tests/test_docs.py $(PYTEST_ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-dev ## Mutated pictures through the decoding processes: no crash, no hang, no leak (FUZZ_ARGS="--seconds 600 --seed 7")
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
 .PHONY: chaos
 chaos: $(VENV)/.installed-dev ## Faults under load and an offline checker (CHAOS_ARGS="--seconds 600 --seed 7 --faults kill-ingest,…")
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)

@@ -168,7 +168,7 @@ async def get_content(
         ),
     ] = None,
 ) -> Response:
-    """The bytes as uploaded, or a WebP thumbnail without metadata."""
+    """The picture as uploaded but without its metadata (a TIFF as WebP), or a WebP thumbnail."""
     if size is not None and size not in THUMBNAIL_SIZES:
         raise InvalidRequest(f"size must be one of {', '.join(map(str, THUMBNAIL_SIZES))}")
     content = await parts.images.content(collection, image_id, size)

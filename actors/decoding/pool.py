@@ -176,6 +176,8 @@ class DecodingPool:
         self._idle: list[_Process] = []
         self._busy: set[_Process] = set()
         self._closed = False
+        self.lost = 0
+        """Processes that died or hung under a task."""
 
     async def inspect(self, data: bytes) -> Described:
         """Type and size by the header; no pixels are decoded."""
@@ -253,6 +255,8 @@ class DecodingPool:
         except _DeadError as error:
             if self._closed:
                 raise DecoderUnavailable("the decoding processes have been ended") from error
+            with self._lock:
+                self.lost += 1
             _log.warning("decoder replaced", **{LogField.PID: process.pid, LogField.ERROR: str(error)})
             raise
         else:

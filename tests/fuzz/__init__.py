@@ -1,0 +1,1 @@
+"""Mutated pictures through the real decoding processes."""
