@@ -50,6 +50,7 @@ from contract.settings import Settings
 from contract.telemetry import LogField
 from contract.topics import partition_of
 from streams.backoff import Clock, Retrying
+from streams.budget import ByteBudget
 from streams.duplicates import Duplicates, Upload
 from streams.metrics import stage_timer
 from streams.outcome import (
@@ -136,6 +137,7 @@ class Pipeline:
         self._clock = clock
         self._overtaken = overtaken
         self._may_publish = may_publish
+        self._fetched = ByteBudget(settings.ingest_bytes_in_flight_max)
         self._slots = asyncio.Semaphore(settings.ingest_batches_in_flight)
         self._published: dict[tuple[str, int], asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -302,9 +304,14 @@ class Pipeline:
             made, refused = await self._embed(embedder, spec, events, pictures)
         return made, rejections + refused
 
+    def _most_bytes(self, upload: ImageUploaded) -> int:
+        """What its event says, within what is allowed; the budget of bytes in flight holds by that."""
+        most = self._settings.max_image_bytes
+        return upload.size_bytes if 0 < upload.size_bytes <= most else most
+
     async def _bytes(self, upload: ImageUploaded) -> bytes:
         """The bytes of an upload; raises ObjectDamaged (retryable) if they are not those its event names."""
-        data = await self._objects.get(upload.object_key, max_bytes=self._settings.max_image_bytes)
+        data = await self._objects.get(upload.object_key, max_bytes=self._most_bytes(upload))
         digest = await asyncio.to_thread(hashlib.sha256, data)
         if digest.hexdigest() != upload.sha256.lower():
             raise ObjectDamaged(f"the bytes under {upload.object_key} do not have the SHA-256 {upload.sha256}")
@@ -323,9 +330,10 @@ class Pipeline:
             attempts_max=settings.fetch_attempts,
         )
         try:
-            data = await fetching(lambda: self._bytes(upload))
-            stage = "decode"
-            decoded = await self._patiently(lambda: self._decoder.square(data, preprocess), spec, "a decoder")
+            async with self._fetched.take(self._most_bytes(upload)):
+                data = await fetching(lambda: self._bytes(upload))
+                stage = "decode"
+                decoded = await self._patiently(lambda: self._decoder.square(data, preprocess), spec, "a decoder")
             return _Picture(index, upload, decoded.pixels, decoded.width, decoded.height)
         except RiverlensError as error:
             return index, rejected(event, upload.image_id, stage, error, fetching.attempts, self._clock.now_ms())

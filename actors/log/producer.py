@@ -20,6 +20,8 @@ from contract.topics import WRAPPED_RECORD_BYTES_MAX
 _log = structlog.get_logger()
 
 DELIVERY_TIMEOUT_S = 30.0
+# What waits for the broker; beyond it a record is refused as BrokerUnavailable, and its caller waits.
+QUEUE_BYTES_MAX = 128 * 1024 * 1024
 _POLL_S = 0.1
 FLUSH_S = 10.0
 # What says "never" of this very record.
@@ -58,6 +60,7 @@ class LogProducer:
             "linger.ms": 1,
             "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
             "message.max.bytes": WRAPPED_RECORD_BYTES_MAX,
+            "queue.buffering.max.kbytes": QUEUE_BYTES_MAX // 1024,
         }
         self._lock = threading.Lock()
         self._closed = threading.Event()

@@ -39,6 +39,10 @@ def _print_collection(one: dict[str, Any]) -> None:
         f"{one['dimension']} dimensions",
         highlight=False,
     )
+    lag = one.get("lag")
+    if lag is not None and lag["messages"]:
+        left = "nothing moves" if lag["drain_s"] is None else f"about {lag['drain_s']:.0f} s to drain"
+        console.print(f"[yellow]{lag['messages']} events behind[/] · {left}", highlight=False)
     # What no shard has yet takes no room: the table fits into 80 columns.
     snapshots, recalls = (
         any(shard.get(field) is not None for shard in one["shards"]) for field in ("snapshot_at_ms", "recall_at_10")

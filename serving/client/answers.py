@@ -25,6 +25,13 @@ class Answer(Struct, frozen=True, kw_only=True):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
+class Lag(Struct, frozen=True, kw_only=True):
+    """Events that are not searchable yet, and the estimated seconds until they are; None while none moves."""
+
+    messages: int = 0
+    drain_s: float | None = None
+
+
 class Uploaded(Answer, frozen=True, kw_only=True):
     """Answer to an upload. `status`: `logged` (durable), `searchable` (every search finds it) or `duplicate`.
 
@@ -36,6 +43,7 @@ class Uploaded(Answer, frozen=True, kw_only=True):
     status: str
     receipt: Receipt
     duplicate_of: str | None = None
+    lag: Lag | None = None
 
 
 class Changed(Answer, frozen=True, kw_only=True):
@@ -203,6 +211,7 @@ class CollectionStatistics(Collection, frozen=True, kw_only=True):
 
     points: int = 0
     deleted: int = 0
+    lag: Lag | None = None
     shards: tuple[Shard, ...] = ()
 
     @property

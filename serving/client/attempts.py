@@ -24,6 +24,7 @@ from serving.client.errors import (
     DeadlineExceeded,
     NotFound,
     ServerUnreachable,
+    TooManyUploads,
     UnexpectedAnswer,
     error_of,
 )
@@ -105,6 +106,8 @@ def perform(call: Call[Result], context: Context) -> Flow[Result]:
     It is sent again only after a retryable error, and only if it is repeatable or surely had no
     effect; never when the server says in a receipt that the event is logged already.
 
+    An upload that back-pressure sent away is sent again until the deadline, however often.
+
     Raises ClientError: of the last attempt, or DeadlineExceeded when the deadline cut it off.
     """
     earlier: ClientError | None = None
@@ -132,7 +135,7 @@ def perform(call: Call[Result], context: Context) -> Flow[Result]:
             or isinstance(error, DeadlineExceeded)
             or logged
             or not (call.repeatable or harmless)
-            or attempt >= context.retry.attempts
+            or (attempt >= context.retry.attempts and not isinstance(error, TooManyUploads))
             or pause_s >= context.left_s()
         ):
             raise error from (outcome if isinstance(outcome, Exception) else earlier)

@@ -15,6 +15,8 @@ from contract.errors import TooManyUploads
 from contract.events import Receipt
 from contract.settings import Settings
 from serving.app import create_app
+from serving.client import AsyncClient, Retry
+from serving.client import TooManyUploads as TooManyUploadsError
 from serving.lag import Lag, Lags
 from serving.metrics import Metrics
 from serving.problems import ProblemError
@@ -195,3 +197,33 @@ async def test_no_more_than_so_many_uploads_are_held_at_a_time(http: httpx.Async
     answers = [answer.status_code for answer in await asyncio.gather(*waiting)]
     assert sorted(answers) == [429, 429, 504, 504]
     assert sum(len(records) for records in system.log.values()) == 2
+
+
+async def test_the_client_comes_back_when_it_is_told_to_until_its_deadline() -> None:
+    slept: list[float] = []
+    refusals = 8
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            problem = {"code": "too_many_uploads", "detail": "busy", "retryable": True, "status": 429}
+            return httpx.Response(429, json=problem, headers={"Retry-After": "7"})
+        receipt = {"partition": 0, "offset": 1}
+        lag = {"messages": 3, "drain_s": None}
+        return httpx.Response(202, json={"id": "a", "sha256": "", "status": "logged", "receipt": receipt, "lag": lag})
+
+    made = {"transport": httpx.MockTransport(answer), "sleep": sleep, "clock": lambda: sum(slept)}
+    async with AsyncClient("http://test", retry=Retry(attempts=2), deadline_s=100, **made) as client:  # type: ignore[arg-type]
+        uploaded = await client.upload("images", b"bytes")
+        assert uploaded.lag is not None
+        assert (uploaded.lag.messages, uploaded.lag.drain_s) == (3, None)
+        assert len(slept) == 8
+        assert min(slept) >= 7
+        refusals = 1000
+        with pytest.raises(TooManyUploadsError):
+            await client.upload("images", b"bytes", deadline_s=50)
+        assert sum(slept) < 200
