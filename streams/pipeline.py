@@ -140,6 +140,7 @@ class Pipeline:
         self._fetched = ByteBudget(settings.ingest_bytes_in_flight_max)
         self._slots = asyncio.Semaphore(settings.ingest_batches_in_flight)
         self._published: dict[tuple[str, int], asyncio.Event] = {}
+        self._next: dict[tuple[str, int], int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.failure: BaseException | None = None
@@ -156,6 +157,12 @@ class Pipeline:
         if self.failure is not None:
             self._slots.release()
             raise self.failure
+        try:
+            self._check_whole([event for event, _ in batch])
+        except Unavailable as error:
+            self.failure = error
+            self._slots.release()
+            raise
         places: dict[tuple[str, int], list[int]] = {}
         for index, (event, _) in enumerate(batch):
             places.setdefault((event.collection, event.partition), []).append(index)
@@ -168,6 +175,22 @@ class Pipeline:
         task = asyncio.create_task(self._run(batch, turns))
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+
+    def _check_whole(self, events: Sequence[SourceEvent]) -> None:
+        """Raise Unavailable if events were passed over: an acknowledgement behind them would be one for them, too.
+
+        At a rebalance Faust may drop what it had buffered and go on behind it. Where the events were another
+        worker's meanwhile nothing is missing, which cannot be told from here: a worker that starts anew reads from
+        what is committed either way.
+        """
+        for event in events:
+            place = (event.collection, event.partition)
+            expected = self._next.get(place, event.offset)
+            if event.offset > expected:
+                raise Unavailable(
+                    f"partition {event.partition} of {event.collection!r} goes on at {event.offset}, not at {expected}"
+                )
+            self._next[place] = max(expected, event.offset + 1)
 
     async def drain(self) -> None:
         """Take no more; wait until every batch is published and acknowledged; raises what one failed with."""
