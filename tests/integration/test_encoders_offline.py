@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import structlog
+from PIL import Image
 
 from actors.embedding import offline
 from actors.embedding.encoder import Encoder
@@ -137,3 +140,39 @@ def test_without_clip_weights_conse_takes_over_and_says_so(
     warnings = [line for line in logs if line["log_level"] == "warning"]
     assert len(warnings) == 1
     assert "riverlens-no-such-package" in warnings[0]["error"]
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "P", "RGBA", "LA", "I;16", "L", "TIFF 16 bit", "GIF", "WEBP"])
+def test_the_same_picture_in_other_modes_has_nearly_the_same_vector(
+    encoder: Encoder, some_samples: list[Sample], mode: str
+) -> None:
+    """Grey modes are compared with the grey picture; transparent ground counts as white on both sides."""
+
+    def vector(data: bytes) -> FloatMatrix:
+        image = decode(data, max_pixels=10**6, min_side=8, max_bytes=10**7)
+        return encoder.encode_images(to_pixels(image, encoder.description.preprocess)[None])[0]
+
+    def saved(image: Image.Image, format_name: str, **options: Any) -> bytes:
+        out = io.BytesIO()
+        image.save(out, format_name, **options)
+        return out.getvalue()
+
+    for sample in some_samples[:6]:
+        data = (SAMPLES / sample.file).read_bytes()
+        rgb = decode(data, max_pixels=10**6, min_side=8, max_bytes=10**7)
+        grey = rgb.convert("L")
+        sixteen = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+        transparent = rgb.convert("RGBA")
+        reference, other = {
+            "CMYK": (rgb, saved(rgb.convert("CMYK"), "JPEG", quality=95)),
+            "P": (rgb, saved(rgb.quantize(256), "PNG")),
+            "RGBA": (rgb, saved(transparent, "PNG")),
+            "LA": (grey, saved(grey.convert("LA"), "PNG")),
+            "I;16": (grey, saved(sixteen, "PNG")),
+            "L": (grey, saved(grey, "JPEG", quality=95)),
+            "TIFF 16 bit": (grey, saved(sixteen, "TIFF")),
+            "GIF": (rgb, saved(rgb, "GIF")),
+            "WEBP": (rgb, saved(transparent, "WEBP", quality=95)),
+        }[mode]
+        similarity = float(vector(saved(reference.convert("RGB"), "PNG")) @ vector(other))
+        assert similarity > 0.9, f"{sample.file}: {similarity:.3f}"
