@@ -115,19 +115,6 @@ async def test_nothing_is_acknowledged_behind_events_that_were_passed_over() -> 
     assert again.acked[-1] == (0, 5)
 
 
-async def test_nothing_is_acknowledged_behind_events_that_were_passed_over() -> None:
-    """At a rebalance Faust may go on behind what it had buffered: an acknowledgement there would lose those events."""
-    bench = Bench()
-    events = source([b"?"] * 6, partition=0)
-    with pytest.raises(Unavailable, match="goes on at 4, not at 2"):
-        await bench.run([*events[:2], *events[4:]], batch=2)
-    assert [offset for _, offset in bench.acked] in ([], [0], [0, 1])
-    # A suffix that comes again is no hole.
-    again = Bench()
-    await again.run([*events[:4], *events[1:]], batch=2)
-    assert again.acked[-1] == (0, 5)
-
-
 async def test_an_upload_becomes_a_point_with_its_payload_and_source_offset() -> None:
     bench = Bench()
     await bench.run(source([bench.add("a", 1, caption="one")]))
