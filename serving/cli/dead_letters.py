@@ -41,15 +41,17 @@ def print_letters(
 ) -> None:
     """Print the newest `limit` letters that match."""
     letters: list[DeadLetter] = []
+    raw: list[object] = []
     cursor, unread = None, 0
     while len(letters) < limit:
         page = client.dead_letters(collection, state=state, limit=limit - len(letters), cursor=cursor, **match)
         letters += page.dead_letters
+        raw += page.raw["dead_letters"]
         cursor, unread = page.next_cursor, page.unread
         if cursor is None:
             break
     if as_json:
-        console.print_json(json.dumps([letter.raw for letter in letters]))
+        console.print_json(json.dumps(raw))
         return
     table = Table("id", "image", "stage", "code", "retryable", "attempts", "failed", "reason", show_edge=False)
     for letter in letters:
