@@ -150,7 +150,8 @@ def test_the_same_picture_in_other_modes_has_nearly_the_same_vector(
 
     def vector(data: bytes) -> FloatMatrix:
         image = decode(data, max_pixels=10**6, min_side=8, max_bytes=10**7)
-        return encoder.encode_images(to_pixels(image, encoder.description.preprocess)[None])[0]
+        vectors = encoder.encode_images(to_pixels(image, encoder.description.preprocess)[None])
+        return np.asarray(vectors[0], dtype=np.float32)
 
     def saved(image: Image.Image, format_name: str, **options: Any) -> bytes:
         out = io.BytesIO()
