@@ -14,11 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confluent_kafka.admin import AdminClient
 from PIL import Image
 
 from actors.log.collections import create_collection, drop_collection
-from actors.log.connection import confluent_config
 from actors.log.producer import LogProducer
 from actors.log.reader import KafkaLogReader
 from actors.log.records import LogRecord
@@ -41,10 +39,8 @@ from contract.events import (
     encode_json,
 )
 from contract.topics import image_events_topic, partition_of
-from streams.ingest_group import INGEST_GROUP
 from tests.integration.fake_embedder import FINGERPRINT, description
 from tests.integration.local_broker import ROOT, BrokerProcess
-from tests.integration.pictures import new_picture
 from tests.integration.system import eventually, kafka_can_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -109,20 +105,6 @@ class Instance:
                 start_new_session=True,
             )
         return self.worker
-
-    def start_beside(self) -> subprocess.Popen[bytes]:
-        """A second worker of the same home, which its caller ends."""
-        first = self.worker
-        second = self.start_worker()
-        self.worker = first
-        return second
-
-    def shares(self) -> list[int]:
-        """How many partitions of image-events each member of the group has."""
-        admin = AdminClient(confluent_config(self.settings))
-        described = admin.describe_consumer_groups([INGEST_GROUP])[INGEST_GROUP].result()
-        topic = image_events_topic("images")
-        return [sum(p.topic == topic for p in one.assignment.topic_partitions) for one in described.members]
 
     def stop_worker(self, number: int = signal.SIGTERM) -> int:
         if self.worker is None:
@@ -303,31 +285,4 @@ async def test_a_collection_dropped_before_its_offsets_are_committed_stops_no_ot
         drop_collection(running.settings, running.registry, "brief")
         receipt = await running.send(await running.upload("images", f"beside-{life}", png(life)))
         running.log_of("images", [receipt])
-    assert running.stop_worker() == 0, running.output()[-4000:]
-
-
-async def test_what_one_worker_learns_of_bytes_the_other_knows(running: Instance) -> None:
-    """There are no shards here, so only the table can tell who had the bytes first."""
-    if running.broker.kind == "memory":
-        pytest.skip("the in-memory cluster does not describe its groups")
-    ids = [next(i for i in (f"s{n}" for n in range(99)) if partition_of(i, PARTITIONS) == p) for p in (0, 1)]
-    running.start_worker()
-    second = running.start_beside()
-    try:
-        eventually(lambda: running.shares() == [1, 1], 90, 0.5)
-        for life in range(2):
-            # Which worker has which partition may change; both ways are asked for.
-            here, there = (f"{ids[life]}", f"{ids[1 - life]}")
-            data = new_picture(7000 + life)
-            sha256 = hashlib.sha256(data).hexdigest()
-            receipt = await running.send(await running.upload("images", here, data))
-            running.log_of("images", [receipt])
-            receipt = await running.send(await running.upload("images", there, data))
-            log = running.log_of("images", [receipt])
-            points = [e for _, e in log if isinstance(e, PointEmbedded) and e.sha256 == sha256]
-            assert [(point.image_id, point.duplicate_of) for point in points] == [(here, None), (there, here)]
-        assert len(list((running.settings.home_path / "ingest-tables").glob("*/lock"))) == 2, "each has a folder"
-    finally:
-        second.terminate()
-        assert second.wait(60) == 0
     assert running.stop_worker() == 0, running.output()[-4000:]
