@@ -24,7 +24,7 @@ import structlog
 from msgspec import Struct
 
 from actors.call_context import on_behalf_of
-from actors.decoding.pool import Decoded
+from actors.decoding.pool import DecodingPool
 from actors.messages import EncoderDescription, FloatMatrix, Pixels, PreprocessSpec
 from contract.errors import (
     EncodingFailed,
@@ -79,13 +79,6 @@ class Objects(Protocol):
         """Bytes under `key`; raises ObjectMissing, ImageTooLarge, ObjectStoreUnavailable (retryable)."""
 
 
-class Decoder(Protocol):
-    """Decodes pictures where they can do no harm; `actors.decoding.pool.DecodingPool`."""
-
-    async def square(self, data: bytes, spec: PreprocessSpec) -> Decoded:
-        """The square an encoder takes; raises InvalidImage, ImageTooLarge, DecoderUnavailable (retryable)."""
-
-
 class Embedder(Protocol):
     """Embeds pictures; raises EmbedderUnavailable (retryable)."""
 
@@ -121,7 +114,7 @@ class Pipeline:
         objects: Objects,
         embedder: Callable[[str], Embedder],
         log: Log,
-        decoder: Decoder,
+        decoder: DecodingPool,
         duplicates: Duplicates,
         clock: Clock,
         overtaken: Overtaken,
