@@ -51,6 +51,7 @@ from contract.telemetry import LogField
 from contract.topics import partition_of
 from streams.backoff import Clock, Retrying
 from streams.budget import ByteBudget
+from streams.continuity import Continuity
 from streams.duplicates import Duplicates, Upload
 from streams.metrics import stage_timer
 from streams.outcome import (
@@ -118,6 +119,7 @@ class Pipeline:
         duplicates: Duplicates,
         clock: Clock,
         overtaken: Overtaken,
+        continuity: Continuity,
         may_publish: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
@@ -129,11 +131,11 @@ class Pipeline:
         self._duplicates = duplicates
         self._clock = clock
         self._overtaken = overtaken
+        self._continuity = continuity
         self._may_publish = may_publish
         self._fetched = ByteBudget(settings.ingest_bytes_in_flight_max)
         self._slots = asyncio.Semaphore(settings.ingest_batches_in_flight)
         self._published: dict[tuple[str, int], asyncio.Event] = {}
-        self._next: dict[tuple[str, int], int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.failure: BaseException | None = None
@@ -151,7 +153,7 @@ class Pipeline:
             self._slots.release()
             raise self.failure
         try:
-            self._check_whole([event for event, _ in batch])
+            await self._continuity.check([event for event, _ in batch])
         except Unavailable as error:
             self.failure = error
             self._slots.release()
@@ -168,22 +170,6 @@ class Pipeline:
         task = asyncio.create_task(self._run(batch, turns))
         self._tasks.add(task)
         task.add_done_callback(self._finished)
-
-    def _check_whole(self, events: Sequence[SourceEvent]) -> None:
-        """Raise Unavailable if events were passed over: an acknowledgement behind them would be one for them, too.
-
-        At a rebalance Faust may drop what it had buffered and go on behind it. Where the events were another
-        worker's meanwhile nothing is missing, which cannot be told from here: a worker that starts anew reads from
-        what is committed either way.
-        """
-        for event in events:
-            place = (event.collection, event.partition)
-            expected = self._next.get(place, event.offset)
-            if event.offset > expected:
-                raise Unavailable(
-                    f"partition {event.partition} of {event.collection!r} goes on at {event.offset}, not at {expected}"
-                )
-            self._next[place] = max(expected, event.offset + 1)
 
     async def drain(self) -> None:
         """Take no more; wait until every batch is published and acknowledged; raises what one failed with."""

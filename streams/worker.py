@@ -38,6 +38,7 @@ from contract.settings import Settings, load_settings
 from contract.telemetry import LogField
 from contract.topics import KNOWN_BYTES_TOPIC, system_topic_specs
 from streams.app import lease_s, make_app
+from streams.continuity import Continuity
 from streams.duplicates import Duplicates
 from streams.known_bytes import KnownBytesTable, TableFolder
 from streams.lease import Lease
@@ -136,6 +137,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
         duplicates=Duplicates(table, lambda spec, shard: shards(spec.name, spec.incarnation, shard, spec.replicas)),
         clock=SystemClock(),
         overtaken=NewerEvents(read_events),
+        continuity=Continuity(read_events),
         may_publish=lease.check,
     )
     app.finalize()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from contract.events import ImageDeleted, ImageEvent
 from contract.settings import Settings
+from streams.continuity import Continuity
 from streams.duplicates import Duplicates
 from streams.outcome import SourceEvent
 from streams.pipeline import Acknowledge, Pipeline
@@ -24,6 +25,7 @@ from tests.unit.ingest_fakes import (
     FakeLog,
     FakeObjects,
     FakeOvertaken,
+    every_offset,
     png,
     source,
     upload,
@@ -73,6 +75,7 @@ class World:
             decoder=shared_decoder(),
             clock=FakeClock(),
             overtaken=FakeOvertaken(),
+            continuity=Continuity(every_offset),
         )
         try:
             for start in range(0, len(events), batch):

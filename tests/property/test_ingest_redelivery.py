@@ -21,6 +21,7 @@ from contract.events import (
 )
 from contract.settings import Settings
 from contract.topics import embedding_log_topic
+from streams.continuity import Continuity
 from streams.duplicates import Duplicates
 from streams.outcome import SourceEvent
 from streams.pipeline import Acknowledge, Pipeline
@@ -34,6 +35,7 @@ from tests.unit.ingest_fakes import (
     FakeLog,
     FakeObjects,
     FakeOvertaken,
+    every_offset,
     png,
     source,
     upload,
@@ -128,6 +130,7 @@ async def _run_until_crash(
         decoder=shared_decoder(),
         clock=FakeClock(),
         overtaken=FakeOvertaken(),
+        continuity=Continuity(every_offset),
     )
     try:
         for start in range(0, len(events), batch):

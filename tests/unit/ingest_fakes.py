@@ -12,6 +12,7 @@ from PIL import Image
 
 from actors.call_context import current_request_ids
 from actors.log.producer import OutgoingRecord
+from actors.log.records import LogRecord
 from actors.messages import EncoderDescription, FloatMatrix, Pixels, PreprocessSpec
 from contract.errors import (
     BrokerUnavailable,
@@ -158,6 +159,11 @@ class FakeOvertaken:
             raise BrokerUnavailable("away on purpose")
         if image_id in self.newer:
             raise RedriveRefused(f"image {image_id!r} has a newer event")
+
+
+def every_offset(_collection: str, partition: int, start: int, most: int) -> list[LogRecord]:
+    """Reads a log that has an event at every offset."""
+    return [LogRecord(partition, offset, b"", b"", {}, 0) for offset in range(start, start + most)]
 
 
 class FakeClock:

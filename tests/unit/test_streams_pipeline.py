@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from contract.errors import NotFound, Unavailable
+from actors.log.records import LogRecord
+from contract.errors import LogGap, NotFound, Unavailable
 from contract.events import (
     DELETED_HEADER,
     CollectionSpec,
@@ -24,9 +25,11 @@ from contract.events import (
 )
 from contract.settings import Settings
 from contract.topics import DEAD_LETTER_TOPIC, embedding_log_topic, payload_key, rejection_key, vector_key
+from streams.continuity import Continuity
 from streams.duplicates import Duplicates
 from streams.outcome import SourceEvent
 from streams.pipeline import Acknowledge, Pipeline
+from streams.redriven import ReadEvents
 from tests.decoding import shared_decoder
 from tests.unit.duplicates_fakes import FakeTable, LogShard
 from tests.unit.ingest_fakes import (
@@ -36,6 +39,7 @@ from tests.unit.ingest_fakes import (
     FakeLog,
     FakeObjects,
     FakeOvertaken,
+    every_offset,
     png,
     source,
     upload,
@@ -77,6 +81,7 @@ class Bench:
             decoder=shared_decoder(),
             clock=self.clock,
             overtaken=self.overtaken,
+            continuity=Continuity(every_offset),
         )
         for start in range(0, len(events), batch):
             await pipeline.submit([(event, self._ack(event)) for event in events[start : start + batch]])
@@ -113,6 +118,27 @@ async def test_nothing_is_acknowledged_behind_events_that_were_passed_over() -> 
     again = Bench()
     await again.run([*events[:4], *events[1:]], batch=2)
     assert again.acked[-1] == (0, 5)
+
+
+def of_log(*offsets: int) -> ReadEvents:
+    """Reads a log with events at these offsets, the first of which is the first that is kept."""
+
+    def read(_collection: str, partition: int, start: int, most: int) -> list[LogRecord]:
+        if start < offsets[0]:
+            raise LogGap("gone")
+        return [LogRecord(partition, n, b"", b"", {}, 0) for n in offsets if n >= start][:most]
+
+    return read
+
+
+async def test_offsets_without_an_event_are_no_hole() -> None:
+    events = source([b"?"] * 6, partition=0)
+    # Where a producer's transaction ended; the log has nothing to read there.
+    await Continuity(of_log(0, 1, 4, 5)).check([*events[:2], *events[4:]])
+    # Deleted by the topic's retention before they were read.
+    await Continuity(of_log(4, 5)).check([*events[:2], *events[4:]])
+    with pytest.raises(Unavailable, match="goes on at 4, not at 2"):
+        await Continuity(of_log(0, 1, 3, 4)).check([*events[:2], *events[4:]])
 
 
 async def test_an_upload_becomes_a_point_with_its_payload_and_source_offset() -> None:
