@@ -52,6 +52,10 @@ lint: $(VENV)/.installed-dev ## Style, types and import rules
 test: $(VENV)/.installed-dev ## All tests but the long ones
 	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
 
+.PHONY: test-brokers
+test-brokers: $(VENV)/.installed-dev ## The tests of the whole system, all of them on both kinds of broker
+	RIVERLENS_TEST_BROKERS=both $(BIN)/python -m pytest tests/browser tests/integration $(PYTEST_ARGS)
+
 .PHONY: test-unit
 test-unit: $(VENV)/.installed-dev ## Only the tests that start no process
 	$(BIN)/python -m pytest tests/unit tests/property tests/golden tests/test_architecture.py tests/test_docs.py $(PYTEST_ARGS)

@@ -11,9 +11,25 @@ from typing import Any
 import pytest
 
 from tests.integration.pictures import sample_pictures
-from tests.integration.system import RunningSystem, kafka_can_run
+from tests.integration.system import RunningSystem, kafka_can_run, on_both_brokers
 
 _RUNNING: list[RunningSystem] = []
+# What these ask depends on the broker, so they are run on both kinds; the others on one, unless all are asked for.
+_OF_THE_BROKER = frozenset({"test_promises", "test_system_queries", "test_dead_letters"})
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is run on Apache Kafka anyway (`make test-brokers` leaves out nothing)."""
+    if on_both_brokers() or not kafka_can_run():
+        return
+    left_out = [item for item in items if _is_repetition(item)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _is_repetition(item: pytest.Item) -> bool:
+    kind = item.callspec.params.get("system") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
+    return kind == "memory" and item.path.stem not in _OF_THE_BROKER
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -35,7 +51,7 @@ def short_tmp() -> Iterator[Path]:
 
 @pytest.fixture(scope="session", params=["kafka", "memory"])
 def system(request: pytest.FixtureRequest, short_tmp: Path) -> Iterator[RunningSystem]:
-    """The whole system, once on Apache Kafka and once on librdkafka's in-memory cluster.
+    """The whole system, on Apache Kafka and, where the broker matters, on librdkafka's in-memory cluster.
 
     Without Java the Kafka half is skipped on a person's machine; in continuous integration
     (`CI=true`) it fails instead.

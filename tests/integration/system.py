@@ -34,6 +34,11 @@ def kafka_can_run() -> bool:
     return any(f'"{major}' in version for major in range(17, 40))
 
 
+def on_both_brokers() -> bool:
+    """Whether every test is to be run on both kinds of broker, also where the kind does not matter."""
+    return os.environ.get("RIVERLENS_TEST_BROKERS") == "both"
+
+
 def free_port() -> int:
     """A TCP port nobody listens on now."""
     with socket.socket() as listener:

@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from serving.client import Client, Forbidden, NotFound, Unauthenticated
 from tests.integration.pictures import new_picture
-from tests.integration.system import RIVERLENS, RunningSystem, eventually
+from tests.integration.system import RIVERLENS, RunningSystem, eventually, on_both_brokers
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -100,9 +100,7 @@ class Guarded:
         return Client(self.system.base_url, api_key=key, tls_ca=self.certificate, deadline_s=60)
 
 
-@pytest.fixture(
-    scope="module", params=["memory", "kafka"] if os.environ.get("RIVERLENS_TEST_ACCESS_KAFKA") else ["memory"]
-)
+@pytest.fixture(scope="module", params=["memory", "kafka"] if on_both_brokers() else ["memory"])
 def guarded(request: pytest.FixtureRequest, short_tmp: Path) -> Iterator[Guarded]:
     made = Guarded(short_tmp / request.param[0] / "home", str(request.param))
     try:
