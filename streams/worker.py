@@ -249,6 +249,9 @@ async def _run(settings: Settings) -> End:
     end = End.FAILED
     try:
         end = await serve(settings, registry, stopping)
+        # Told to stop while it was about to start anew.
+        if end is End.COLLECTIONS_CHANGED and stopping.is_set():
+            end = End.STOPPED
     finally:
         _leave_within(_LEAVE_WITHIN_S, 0 if end is End.STOPPED else 1)
         registry.close()
@@ -266,6 +269,11 @@ def _leave_within(seconds: float, status: int) -> None:
     watchdog.start()
 
 
+def _leave_when_told() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+
+
 def _leave(*_: object) -> NoReturn:
     raise SystemExit(0)
 
@@ -274,15 +282,15 @@ def main() -> int:
     """Run the `ingest` process of the Procfile; the exit status."""
     settings = load_settings()
     configure(settings, "ingest")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # Until the event loop takes over: a stop while waiting for the broker or for Ray is clean, too.
-        signal.signal(number, _leave)
+    # Before and after the event loop has the signals: a stop while waiting for the broker or for Ray is clean, too.
+    _leave_when_told()
     try:
         if settings.ingest_metrics_port:
             start_http_server(settings.ingest_metrics_port, settings.http_host)
         bootstrap_servers(settings)
         connect(settings)
         end = asyncio.run(_run(settings))
+        _leave_when_told()
         ray.shutdown()
     except RiverlensError as error:
         _log.error("ingest stops", **{LogField.CODE: error.code, LogField.ERROR: error.detail})
