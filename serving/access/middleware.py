@@ -82,10 +82,8 @@ class Access:
             raise _Refusal(Forbidden(f"this needs the scope `{needed}`"), {"WWW-Authenticate": challenge})
         announced = headers.get("content-length", "")
         if announced.isdigit() and int(announced) > self._max_body_bytes:
-            raise _Refusal(
-                BodyTooLarge(f"the body has {announced} bytes; at most {self._max_body_bytes} are read"),
-                {"Connection": "close"},
-            )
+            # The connection stays, and the server passes over the body: closed, it could cut this answer off.
+            raise _Refusal(BodyTooLarge(f"the body has {announced} bytes; at most {self._max_body_bytes} are read"), {})
         return caller
 
     async def _identify(self, headers: Headers, *, is_needed: bool) -> tuple[Caller, _Refusal | None]:
