@@ -8,7 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from contract.errors import BodyTooLarge, Forbidden, RateLimited, RiverlensError, Unauthenticated
+from contract.errors import BodyTooLarge, Forbidden, ImageTooLarge, RateLimited, RiverlensError, Unauthenticated
 from contract.telemetry import LogField
 from serving.access.caller import EVERYBODY, NOBODY, Caller, acting_as
 from serving.access.headers import add_headers
@@ -82,8 +82,11 @@ class Access:
             raise _Refusal(Forbidden(f"this needs the scope `{needed}`"), {"WWW-Authenticate": challenge})
         announced = headers.get("content-length", "")
         if announced.isdigit() and int(announced) > self._max_body_bytes:
+            # A form brings a picture, and nothing else in it is large.
+            is_form = headers.get("content-type", "").startswith("multipart/form-data")
+            kind = ImageTooLarge if is_form else BodyTooLarge
             # The connection stays, and the server passes over the body: closed, it could cut this answer off.
-            raise _Refusal(BodyTooLarge(f"the body has {announced} bytes; at most {self._max_body_bytes} are read"), {})
+            raise _Refusal(kind(f"the body has {announced} bytes; at most {self._max_body_bytes} are read"), {})
         return caller
 
     async def _identify(self, headers: Headers, *, is_needed: bool) -> tuple[Caller, _Refusal | None]:
