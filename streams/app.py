@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,8 +37,10 @@ def lease_s(settings: Settings) -> float:
     return float("inf") if local is not None and local.kind == "memory" else _SESSION_S - _HEARTBEAT_S
 
 
-def make_app(settings: Settings, collections: Sequence[str], submit: Submit, tables: Path) -> faust.App:
+def make_app(settings: Settings, collections: Mapping[str, str], submit: Submit, tables: Path) -> faust.App:
     """A Faust app that feeds the events of `collections` to `submit`, in batches, with its tables under `tables`.
+
+    `collections` are incarnations by name: what is committed of another incarnation's topic does not count.
 
     Nothing is acknowledged here: `submit` gets an acknowledgement per event, to call once the
     event's effect is durable.
@@ -68,9 +70,11 @@ def make_app(settings: Settings, collections: Sequence[str], submit: Submit, tab
         # At a rebalance the new owner may repeat what is in flight here; shards apply it once.
         stream_wait_empty=False,
     )
-    app.transport = (PromptTransport if memory else CommittingTransport)(app.conf.broker_consumer, app)
+    transport = (PromptTransport if memory else CommittingTransport)(app.conf.broker_consumer, app)
+    transport.incarnations = {image_events_topic(name): incarnation for name, incarnation in collections.items()}
+    app.transport = transport
     topic = app.topic(
-        *(image_events_topic(name) for name in collections),
+        *(image_events_topic(name) for name in sorted(collections)),
         key_type=bytes,
         value_type=bytes,
         key_serializer="raw",

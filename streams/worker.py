@@ -124,7 +124,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
         await pipeline.submit(batch)
 
     tables = await asyncio.to_thread(Tables, settings, collections)
-    app = make_app(settings, sorted(served), submit, tables.folder.path)
+    app = make_app(settings, served, submit, tables.folder.path)
     table = tables.join(app)
     lease = Lease(lease_s(settings), time.monotonic)
     pipeline = Pipeline(

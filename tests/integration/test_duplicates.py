@@ -39,7 +39,7 @@ def _found(running: RunningSystem, data: bytes) -> set[str]:
 
 
 def test_a_second_upload_is_a_duplicate_and_outlives_the_first(system: RunningSystem) -> None:
-    data = new_picture(9100)
+    data = new_picture(61100)
     first = system.upload(data, id="dup-1").json()
     assert (first["status"], first["duplicate_of"]) == ("searchable", None)
     before = _encoded(system)
@@ -65,7 +65,7 @@ def test_a_second_upload_is_a_duplicate_and_outlives_the_first(system: RunningSy
 
 
 def test_a_worker_that_lost_its_disk_still_knows_the_bytes(system: RunningSystem) -> None:
-    data = new_picture(9102)
+    data = new_picture(61102)
     assert system.upload(data, id="kept").json()["status"] == "searchable"
     before = _encoded(system)
     tables = system.home / "ingest-tables"
@@ -81,7 +81,7 @@ def test_a_worker_that_lost_its_disk_still_knows_the_bytes(system: RunningSystem
 
 
 def test_bytes_that_were_rejected_are_no_first_of_anything(system: RunningSystem) -> None:
-    whole = new_picture(9103)
+    whole = new_picture(61103)
     torn = whole[: len(whole) // 2]
     for image_id in ("torn-1", "torn-2"):
         answer = system.upload(torn, id=image_id)
@@ -89,7 +89,7 @@ def test_bytes_that_were_rejected_are_no_first_of_anything(system: RunningSystem
 
 
 def test_a_collection_of_the_same_name_begins_without_memories(system: RunningSystem) -> None:
-    data = new_picture(9104)
+    data = new_picture(61104)
     path = "/v1/collections/brief-dup"
     for _ in range(2):
         system.http.put(path, json={"shards": 1, "partitions": 1}).raise_for_status()

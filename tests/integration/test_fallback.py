@@ -28,7 +28,7 @@ def worded(system: RunningSystem) -> dict[str, Any]:
         "harbour": {"caption": "Boats in a harbour", "file_name": "IMG_4711_quay.png", "owner": "bob"},
     }
     for number, (image_id, payload) in enumerate(payloads.items()):
-        uploaded = system.upload(new_picture(900 + number), id=image_id, payload=json.dumps(payload))
+        uploaded = system.upload(new_picture(62900 + number), id=image_id, payload=json.dumps(payload))
         assert uploaded.json()["status"] == "searchable", uploaded.text
     return payloads
 
@@ -61,7 +61,7 @@ def test_words_of_caption_tags_and_file_name_are_found(system: RunningSystem, wo
 
 
 def test_changes_and_deletions_reach_the_words(system: RunningSystem, worded: dict[str, Any]) -> None:
-    data = new_picture(950)
+    data = new_picture(62950)
     assert system.upload(data, id="changing", payload='{"caption": "obelisk"}').json()["status"] == "searchable"
     assert found(system, "obelisk") == ["changing"]
     path = "/v1/collections/images/images/changing"
@@ -97,7 +97,7 @@ def test_words_answer_while_embedders_and_a_shard_are_killed(system: RunningSyst
     assert answer["hits"][0]["payload"] == worded["zeppelin"]
 
     # A shard dies as well: the words of the others go on answering.
-    again = system.upload(new_picture(900), wait="logged", id="zeppelin", payload=json.dumps(worded["zeppelin"]))
+    again = system.upload(new_picture(62900), wait="logged", id="zeppelin", payload=json.dumps(worded["zeppelin"]))
     partition = again.json()["receipt"]["partition"]
     owner = next(s for s in system.collection()["shards"] if str(partition) in s["applied_offsets"])
     os.kill(owner["pid"], signal.SIGKILL)

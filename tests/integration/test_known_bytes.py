@@ -45,7 +45,7 @@ async def _process(settings: Settings, folder: Path) -> AsyncIterator[KnownBytes
     async def submit(_: object) -> None:
         await asyncio.sleep(0)
 
-    app = make_app(settings, ["images"], submit, folder)
+    app = make_app(settings, {"images": "life"}, submit, folder)
     producer = LogProducer(settings, "test-tables")
     table = KnownBytesTable(app, producer)
     app.finalize()
