@@ -20,8 +20,14 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 # These start, install or measure a whole system; `make demo` and `make test` are run by whoever clones.
-# The key that is revoked is of nobody here; tests/integration/test_access.py revokes one.
-_ELSEWHERE = ("make ", "riverlens up", "riverlens demo", "riverlens keys revoke", "python -m")
+# These name a key and a dead letter that nobody has here; test_access.py and test_dead_letters.py run them on some.
+_ON_SOMETHING = (
+    "riverlens keys revoke",
+    "riverlens dead-letter show",
+    "riverlens dead-letter redrive",
+    "riverlens dead-letter drop",
+)
+_ELSEWHERE = ("make ", "riverlens up", "riverlens demo", "python -m", *_ON_SOMETHING)
 
 
 def python_of(page: str) -> str:
