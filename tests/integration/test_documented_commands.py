@@ -19,7 +19,6 @@ from tests.integration.system import RunningSystem
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-# These start, install or measure a whole system; `make demo` and `make test` are run by whoever clones.
 # These name a key and a dead letter that nobody has here; test_access.py and test_dead_letters.py run them on some.
 _ON_SOMETHING = (
     "riverlens keys revoke",
@@ -27,6 +26,7 @@ _ON_SOMETHING = (
     "riverlens dead-letter redrive",
     "riverlens dead-letter drop",
 )
+# These start, install or measure a whole system; `make demo` and `make test` are run by whoever clones.
 _ELSEWHERE = ("make ", "riverlens up", "riverlens demo", "python -m", *_ON_SOMETHING)
 
 
