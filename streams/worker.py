@@ -78,14 +78,20 @@ class Collections:
 
     def __init__(self, registry: CollectionRegistry) -> None:
         self._registry = registry
+        self._served: dict[str, str] | None = None
         self.specs: dict[str, CollectionSpec] = {}
 
     def __call__(self, name: str) -> CollectionSpec:
-        """The spec as last seen; raises NotFound."""
+        """The spec as last seen; raises NotFound, also for another collection that bears the name meanwhile."""
         spec = self.specs.get(name)
-        if spec is None:
+        if spec is None or (self._served is not None and self._served.get(name) != spec.incarnation):
             raise NotFound(f"there is no collection {name!r}")
         return spec
+
+    def serve(self) -> dict[str, str]:
+        """The collections of this run, with their incarnations: from here on no other is meant by a name."""
+        self._served = self.incarnations()
+        return self._served
 
     async def refresh(self) -> None:
         """See what is new; an unreachable broker leaves what is known."""
@@ -107,7 +113,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
         if await _stopped_within(stopping, _LOOK_EVERY_S):
             return End.STOPPED
         await collections.refresh()
-    served = collections.incarnations()
+    served = collections.serve()
     producer = LogProducer(settings, "riverlens-ingest", gapless=True)
     decoder = DecodingPool(settings)
     read_events, close_reader = events_reader(settings)
