@@ -6,6 +6,7 @@ import json
 import random
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,12 +15,15 @@ from msgspec import Struct
 
 from tests.chaos.history import FinalImage, FinalListing, History, Outcome, Receipt, Search, Write
 from tests.integration.pictures import new_picture
+from tests.integration.system import eventually
 
 _LIMIT = 3
 _TIMEOUT_S = 40.0
 _LOOKING = 6
-_IMAGES = "/v1/collections/images/images"
-_SEARCH = "/v1/collections/images/search"
+_APPLIED_WITHIN_S = 120.0
+_COLLECTION = "/v1/collections/images"
+_IMAGES = f"{_COLLECTION}/images"
+_SEARCH = f"{_COLLECTION}/search"
 
 
 class Known(Struct):
@@ -131,6 +135,16 @@ class Api:
         self._history.add(search)
         return search
 
+    def await_applied(self, receipts: Iterable[Receipt]) -> None:
+        """Wait until all that was acknowledged is applied, and whatever else is in the log; fails after a while."""
+        newest: dict[int, Receipt] = {}
+        for receipt in receipts:
+            newest[receipt.partition] = max(receipt, newest.get(receipt.partition, receipt), key=lambda r: r.offset)
+        wanted = [{"partition": receipt.partition, "offset": receipt.offset} for receipt in newest.values()]
+        body = {"text": "a shape", "min_receipt": wanted}
+        eventually(lambda: self._http.post(_SEARCH, json=body).status_code == 200, _APPLIED_WITHIN_S)
+        eventually(lambda: self._http.get(_COLLECTION).json()["lag"]["messages"] == 0, _APPLIED_WITHIN_S)
+
     def look_at(self, known: Known) -> FinalImage:
         """What the system says of an id in the end: its own page, and a search by the picture it shows."""
         response = self._http.get(f"{_IMAGES}/{known.image_id}")
@@ -158,7 +172,7 @@ class Api:
             cursor = page["next_cursor"]
             if cursor is None:
                 break
-        points = self._http.get("/v1/collections/images").raise_for_status().json()["points"]
+        points = self._http.get(_COLLECTION).raise_for_status().json()["points"]
         listing = FinalListing(ids=tuple(ids), points=points)
         self._history.add(listing)
         return listing
@@ -218,6 +232,8 @@ class Workload:
         """Write down what the whole system says of every id, and of all together."""
         api = Api(self._base_url, self._history)
         try:
+            # A deletion that is only logged is not yet anything that the shards know.
+            api.await_applied(known.receipt for known in self._latest.values() if known.receipt is not None)
             with ThreadPoolExecutor(_LOOKING) as pool:
                 list(pool.map(api.look_at, list(self._latest.values())))
             api.list_all()

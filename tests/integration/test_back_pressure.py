@@ -38,6 +38,8 @@ def test_while_nothing_is_embedded_uploads_are_refused_and_all_that_was_accepted
     running = fresh_system("pressed", "memory", RIVERLENS_UPLOAD_LAG_MAX=str(MOST))
     running.start()
     assert running.upload(new_picture(8000), id="before").json()["status"] == "searchable"
+    # The worker tells how far it is a moment after the picture is searchable; stopped before, it would lag by one.
+    eventually(lambda: running.collection()["lag"]["messages"] == 0, 30)
     pid = ingest_pid(running.home)
     os.kill(pid, signal.SIGSTOP)
     try:
