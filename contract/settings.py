@@ -226,6 +226,9 @@ class Settings(BaseSettings):
     search_in_flight_max: int = Field(64, ge=1)
     """Searches under way in one replica of the API at which more are refused with `overloaded` and `Retry-After`."""
 
+    search_batches_in_flight: int = Field(1, ge=1)
+    """Batches of searches that an API replica has under way in the shards; more is better where these run elsewhere."""
+
     upload_lag_max: int = Field(10_000, ge=0)
     """Events of a collection that may wait to be searchable; past it uploads are refused with 429; 0 for no limit."""
 

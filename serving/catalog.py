@@ -145,8 +145,15 @@ class Catalog:
             return known
         make = self._dependencies.make_shard
         shards = tuple(tuple(make(spec, shard, r) for r in range(spec.replicas)) for shard in range(spec.shards))
-        deadline_s = self._dependencies.settings.search_deadline_ms / 1000
-        fan_out = FanOut(shards, spec.fingerprint, deadline_s, metrics=self._metrics.fan_out(spec.name, spec.shards))
+        settings = self._dependencies.settings
+        deadline_s = settings.search_deadline_ms / 1000
+        fan_out = FanOut(
+            shards,
+            spec.fingerprint,
+            deadline_s,
+            metrics=self._metrics.fan_out(spec.name, spec.shards),
+            under_way_max=settings.search_batches_in_flight,
+        )
         lexical = LexicalFanOut(shards, deadline_s)
         return ServedCollection(spec, shards, fan_out, lexical, self.embedder(spec.model))
 

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 WINDOW_S = 0.0015
 BATCH_MAX = 64
-UNDER_WAY_MAX = 2
+UNDER_WAY_MAX = 1
 # A batch that waits for a shard out of order may return only at its deadline: the next ones wait no longer than this.
 _GATHER_MAX_S = 0.025
 

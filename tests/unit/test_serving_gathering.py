@@ -50,7 +50,7 @@ async def test_a_lone_question_leaves_at_once_and_those_of_its_turn_with_it() ->
 @in_virtual_time
 async def test_while_one_is_under_way_questions_gather_for_the_window() -> None:
     shards, began = Shards(), now()
-    gathering = Gathering(shards.send, window_s=0.002)
+    gathering = Gathering(shards.send, window_s=0.002, under_way_max=2)
     first = asyncio.create_task(gathering.ask(1))
     await turns()
     rest = [asyncio.create_task(gathering.ask(2))]
@@ -61,17 +61,18 @@ async def test_while_one_is_under_way_questions_gather_for_the_window() -> None:
     assert shards.left_at[1] - began == pytest.approx(0.002)
 
 
+@pytest.mark.parametrize("under_way_max", [1, 2])
 @in_virtual_time
-async def test_while_two_are_under_way_questions_gather_until_one_returns() -> None:
+async def test_while_enough_are_under_way_questions_gather_until_one_returns(under_way_max: int) -> None:
     shards = Shards(takes_s=0.01)
-    gathering = Gathering(shards.send, window_s=0.001)
+    gathering = Gathering(shards.send, window_s=0.001, under_way_max=under_way_max)
     asked = []
     for number in range(40):
         asked.append(asyncio.create_task(gathering.ask(number)))
         await asyncio.sleep(0.0005)
     assert await asyncio.gather(*asked) == [-number for number in range(40)]
-    assert shards.most_under_way == 2
-    assert len(shards.batches) <= 8, "40 questions in 20 ms, and two calls at a time of 10 ms each"
+    assert shards.most_under_way == under_way_max
+    assert len(shards.batches) <= 4 * under_way_max, "40 questions in 20 ms, and so many calls at a time of 10 ms each"
 
 
 @in_virtual_time
@@ -88,7 +89,7 @@ async def test_a_full_batch_never_waits() -> None:
 @in_virtual_time
 async def test_batches_that_do_not_return_hold_nobody_up_for_long() -> None:
     shards, began = Shards(takes_s=0.2), now()
-    gathering = Gathering(shards.send, window_s=0.001)
+    gathering = Gathering(shards.send, window_s=0.001, under_way_max=2)
     asked = []
     for number in range(3):
         asked.append(asyncio.create_task(gathering.ask(number)))
