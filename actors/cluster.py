@@ -180,6 +180,11 @@ def _clients_folder(settings: Settings) -> Path:
     return settings.ray_file.parent / "ray-clients"
 
 
+def _mark(settings: Settings) -> Path:
+    """Says that this process uses the local cluster."""
+    return _clients_folder(settings) / str(os.getpid())
+
+
 def _token_file(settings: Settings) -> Path:
     return settings.ray_file.with_name("ray-token")
 
@@ -257,12 +262,17 @@ def connect(settings: Settings, wait_s: float = 60.0, forward_logs: bool = False
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # ray.init replaces it
     if settings.ray_address is None:
-        folder = _clients_folder(settings)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark = folder / str(os.getpid())
+        mark = _mark(settings)
+        mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
         atexit.register(mark.unlink, missing_ok=True)
     return address
+
+
+def leave(settings: Settings) -> None:
+    """Leave the cluster that `connect` joined; a local one ends when all have left, or after a while. Idempotent."""
+    ray.shutdown()
+    _mark(settings).unlink(missing_ok=True)
 
 
 def _run_local(settings: Settings, stopping: threading.Event) -> int:
@@ -305,7 +315,7 @@ def main() -> int:
         if settings.ray_address is None:
             return _run_local(settings, stopping)
         connect(settings)
-        ray.shutdown()
+        leave(settings)
         _log.info("the given ray cluster answers", address=settings.ray_address)
         stopping.wait()
     except RiverlensError as error:

@@ -21,7 +21,7 @@ import structlog
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from actors.cluster import connect
+from actors.cluster import connect, leave
 from actors.embedder import Embedder
 from actors.ended import EndedCollections
 from actors.log.collections import create_collection
@@ -303,7 +303,7 @@ def main() -> int:
         registry.close()
         if settings.ray_address is None:
             supervisor.stop_all()
-        ray.shutdown()
+        leave(settings)
     except RiverlensError as error:
         _log.error("supervisor stops", **{LogField.CODE: error.code, LogField.ERROR: error.detail})
         return 1

@@ -19,11 +19,10 @@ from functools import lru_cache
 from typing import NoReturn
 
 import faust
-import ray
 import structlog
 from prometheus_client import start_http_server
 
-from actors.cluster import connect
+from actors.cluster import connect, leave
 from actors.decoding.pool import DecodingPool
 from actors.handles import EmbedderClient, ShardClient
 from actors.log.admin import ensure_topic, topic_identity
@@ -297,7 +296,7 @@ def main() -> int:
         connect(settings)
         end = asyncio.run(_run(settings))
         _leave_when_told()
-        ray.shutdown()
+        leave(settings)
     except RiverlensError as error:
         _log.error("ingest stops", **{LogField.CODE: error.code, LogField.ERROR: error.detail})
         return 1

@@ -17,7 +17,7 @@ import pytest
 import ray
 
 from actors.call_context import on_behalf_of
-from actors.cluster import connect
+from actors.cluster import connect, leave
 from actors.handles import ShardClient
 from actors.log.collections import create_collection, drop_collection
 from actors.log.producer import LogProducer
@@ -106,7 +106,7 @@ class Instance:
 
     def end(self) -> None:
         self.registry.close()
-        ray.shutdown()
+        leave(self.settings)
         for module in ("actors.supervisor", "actors.cluster"):
             process = self.processes[module]
             process.terminate()
