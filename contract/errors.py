@@ -195,6 +195,13 @@ class TooManyUploads(Unavailable):
     http_status = 429
 
 
+class TooManySearchBytes(Unavailable):
+    """The bodies of the searches under way take all the room there is; this one was refused before its was read."""
+
+    code = "too_many_search_bytes"
+    http_status = 429
+
+
 class RateLimited(Unavailable):
     """More requests of one key or address than the settings allow; `Retry-After` says when there is room again."""
 

@@ -232,6 +232,9 @@ class Settings(BaseSettings):
     upload_lag_max: int = Field(10_000, ge=0)
     """Events of a collection that may wait to be searchable; past it uploads are refused with 429; 0 for no limit."""
 
+    search_bytes_in_flight_max: int = Field(128 * 1024 * 1024, ge=1)
+    """Bytes of bodies of searches that one replica of the API holds in memory at a time; more are refused with 429."""
+
     uploads_in_flight_max: int = Field(64, ge=1)
     """Uploads that one replica of the API holds in memory at a time; more are refused with 429."""
 

@@ -49,6 +49,9 @@ SEARCH_ADMISSIONS = Metric(
 SEARCHES_IN_FLIGHT = Metric(
     "riverlens_searches_in_flight", "gauge", "Searches under way: working, or waiting for a receipt.", ("state",)
 )
+SEARCH_BYTES_IN_FLIGHT = Metric(
+    "riverlens_search_in_flight_bytes", "gauge", "Bytes of the bodies of the searches under way, at most."
+)
 CONFIDENCE = Metric(
     "riverlens_search_confidence_total",
     "counter",

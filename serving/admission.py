@@ -1,7 +1,8 @@
 """Admission control: past a bound, a search is refused at once instead of joining a queue that only grows.
 
 A replica of the API answers so many searches a second and no more. Whatever comes beyond that waits, and
-so does all that comes later; a quick refusal that names the time to come back keeps the others quick.
+so does all that comes later; a quick refusal that names the time to come back keeps the others quick. The
+same holds for the memory that the bodies of searches take.
 """
 
 from __future__ import annotations
@@ -9,8 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from contract.errors import Overloaded
+from starlette.requests import Request
+
+from contract.errors import Overloaded, TooManySearchBytes
+from contract.settings import Settings
 from serving.metrics import Metrics
+from serving.requests import FORM_SLACK_BYTES, JSON_BYTES_MAX
+
+_FORM = "application/x-www-form-urlencoded"
 
 
 class Admission:
@@ -72,3 +79,47 @@ class Admission:
     def _work(self, searches: int) -> None:
         self._working += searches
         self._told_working.inc(searches)
+
+
+class SearchBodies:
+    """Counts the bytes of searches that one replica of the API holds. For one event loop.
+
+    A search holds room for its body from before it is read until it is answered.
+    """
+
+    def __init__(self, most_bytes: int, metrics: Metrics) -> None:
+        """A body is let in while it and those under way have no more than `most_bytes`; a larger one alone."""
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._refused = metrics.search_admissions.labels("refused")
+        self._told = metrics.search_bytes_in_flight
+
+    @contextmanager
+    def admit(self, size_bytes: int) -> Iterator[None]:
+        """Around a request whose body has so many bytes at most.
+
+        Raises TooManySearchBytes (retryable) where there is no room.
+        """
+        if self._bytes and self._bytes + size_bytes > self._most_bytes:
+            self._refused.inc()
+            raise TooManySearchBytes(
+                f"{self._bytes} bytes of searches are under way; with {size_bytes} more they were above "
+                f"{self._most_bytes} (RIVERLENS_SEARCH_BYTES_IN_FLIGHT_MAX)"
+            )
+        self._hold(size_bytes)
+        try:
+            yield
+        finally:
+            self._hold(-size_bytes)
+
+    def _hold(self, size_bytes: int) -> None:
+        self._bytes += size_bytes
+        self._told.set(self._bytes)
+
+
+def search_bytes(request: Request, settings: Settings) -> int:
+    """How many bytes of a search's body are read at most: what it announces, and else what one of its kind may have."""
+    kind = request.headers.get("content-type", "").strip().lower()
+    most = settings.max_image_bytes + FORM_SLACK_BYTES if kind.startswith(("multipart/", _FORM)) else JSON_BYTES_MAX
+    announced = request.headers.get("content-length", "")
+    return min(int(announced[:18]), most) if announced.isdecimal() else most

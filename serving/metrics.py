@@ -129,6 +129,7 @@ class Metrics:
         self.uploads_in_flight = self._gauge(telemetry.UPLOADS_IN_FLIGHT)
         self.upload_bytes_in_flight = self._gauge(telemetry.UPLOAD_BYTES_IN_FLIGHT)
         self.searches = self._counter(telemetry.SEARCHES)
+        self.search_bytes_in_flight = self._gauge(telemetry.SEARCH_BYTES_IN_FLIGHT)
         self.confidence = self._counter(telemetry.CONFIDENCE)
         self.query_cache = self._counter(telemetry.QUERY_CACHE)
         self.query_cache_entries = self._gauge(telemetry.QUERY_CACHE_ENTRIES)

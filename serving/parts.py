@@ -9,7 +9,7 @@ from fastapi import Depends, Path, Query, Request
 
 from contract.topics import check_collection_name
 from serving.access.keys import KeyRing
-from serving.admission import Admission
+from serving.admission import Admission, SearchBodies
 from serving.catalog import Catalog, ServedCollection
 from serving.confidence import Calibrations
 from serving.dead_letter_index import DeadLetterIndex
@@ -41,6 +41,7 @@ class Parts:
     state: SystemState
     letters: DeadLetters
     upload_admission: UploadAdmission
+    search_bodies: SearchBodies
 
 
 def assemble(dependencies: Dependencies) -> Parts:
@@ -67,6 +68,7 @@ def assemble(dependencies: Dependencies) -> Parts:
         state=SystemState(dependencies, catalog),
         letters=DeadLetters(settings, DeadLetterIndex(dependencies.letters), events, dependencies.admin),
         upload_admission=UploadAdmission(settings, metrics),
+        search_bodies=SearchBodies(settings.search_bytes_in_flight_max, metrics),
     )
 
 

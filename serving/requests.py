@@ -22,7 +22,7 @@ from contract.errors import BodyTooLarge, ImageTooLarge, InvalidRequest
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What a multipart body may hold beside the picture: boundaries, headers, other fields.
 FORM_SLACK_BYTES = 1024 * 1024
-_JSON_MAX_BYTES = 1024 * 1024
+JSON_BYTES_MAX = 1024 * 1024
 _FORM_FIELDS_MAX = 100
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -183,8 +183,8 @@ async def _read_json(request: Request) -> dict[str, Any]:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > _JSON_MAX_BYTES:
-            raise BodyTooLarge(f"the JSON body has more than {_JSON_MAX_BYTES} bytes")
+        if len(body) > JSON_BYTES_MAX:
+            raise BodyTooLarge(f"the JSON body has more than {JSON_BYTES_MAX} bytes")
     try:
         fields = msgspec.json.decode(bytes(body))
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:

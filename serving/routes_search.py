@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from serving.admission import search_bytes
 from serving.batch import BatchRequest, encode_batch, search_all
 from serving.catalog import ServedCollection
 from serving.events import log_click
@@ -56,6 +57,14 @@ _SEARCH_BODY: dict[str, Any] = {
         },
     }
 }
+_JSON_FIELDS = {
+    "crop": crop_field,
+    "vector": list_or_text_field,
+    "filter": json_field,
+    "min_receipt": json_field,
+    "hybrid": json_field,
+    "rerank": json_field,
+}
 _ANSWER: dict[int | str, dict[str, Any]] = {200: {"description": "Hits, best first.", "model": SearchAnswer}}
 
 
@@ -68,23 +77,18 @@ _ANSWER: dict[int | str, dict[str, Any]] = {200: {"description": "Hits, best fir
 )
 async def post_search(collection: InCollection, request: Request, parts: InParts) -> Response:
     """Search; parts of the query are combined by their weights."""
-    form = await read_body(
-        request,
-        file_field="image",
-        json_fields={
-            "crop": crop_field,
-            "vector": list_or_text_field,
-            "filter": json_field,
-            "min_receipt": json_field,
-            "hybrid": json_field,
-            "rerank": json_field,
-        },
-        list_fields=("positive", "negative"),
-        max_file_bytes=parts.dependencies.settings.max_image_bytes,
-    )
-    image = form.file.data if form.file is not None else None
-    search = validate(SearchRequest, form.fields, strict=form.is_json)
-    return await _answer(collection, search, image, request, parts)
+    settings = parts.dependencies.settings
+    with parts.search_bodies.admit(search_bytes(request, settings)):
+        form = await read_body(
+            request,
+            file_field="image",
+            json_fields=_JSON_FIELDS,
+            list_fields=("positive", "negative"),
+            max_file_bytes=settings.max_image_bytes,
+        )
+        image = form.file.data if form.file is not None else None
+        search = validate(SearchRequest, form.fields, strict=form.is_json)
+        return await _answer(collection, search, image, request, parts)
 
 
 @router.get(
@@ -169,8 +173,10 @@ async def get_search(
 )
 async def post_batch(collection: InCollection, request: Request, parts: InParts) -> Response:
     """Search for each; what is wrong with one search leaves the others alone."""
-    batch = await read_json(request, BatchRequest)
-    answer = await search_all(parts.dependencies.settings, parts.searcher, collection, batch, request_id_of(request))
+    settings = parts.dependencies.settings
+    with parts.search_bodies.admit(search_bytes(request, settings)):
+        batch = await read_json(request, BatchRequest)
+        answer = await search_all(settings, parts.searcher, collection, batch, request_id_of(request))
     return Response(encode_batch(answer), media_type="application/json")
 
 

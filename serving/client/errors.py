@@ -283,6 +283,13 @@ class TooManyUploads(Unavailable):
     http_status = 429
 
 
+class TooManySearchBytes(Unavailable):
+    """The bodies of the searches under way take all the room there is; this one was refused before its was read."""
+
+    code = "too_many_search_bytes"
+    http_status = 429
+
+
 class RateLimited(Unavailable):
     """More requests of one key or address than the server allows; `retry_after_s` says when there is room again."""
 

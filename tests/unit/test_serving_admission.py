@@ -11,12 +11,15 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
 
 from contract import telemetry
-from contract.errors import Overloaded
-from serving.admission import Admission
+from contract.errors import Overloaded, TooManySearchBytes
+from contract.settings import Settings
+from serving.admission import Admission, SearchBodies, search_bytes
 from serving.app import create_app
 from serving.metrics import Metrics
+from serving.requests import FORM_SLACK_BYTES, JSON_BYTES_MAX
 from tests.unit.serving_fakes import FakeSystem, make_system, picture
 from tests.unit.test_serving_api_images import assert_problem, upload
 from tests.unit.test_serving_metrics import value
@@ -137,3 +140,82 @@ def test_never_more_are_under_way_than_allowed_and_one_request(most: int, steps:
                 with pytest.raises(Overloaded):
                     one.__enter__()
         assert sum(count for count, _ in inside) <= most - 1 + 7
+
+
+# --- the bytes of their bodies
+
+
+def asks(**headers: str) -> Request:
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": pairs})
+
+
+def test_a_search_takes_the_room_that_it_announces_or_all_that_one_of_its_kind_may() -> None:
+    settings = Settings(max_image_bytes=1000)
+    form_max = 1000 + FORM_SLACK_BYTES
+    form = "multipart/form-data; boundary=x"
+    assert search_bytes(asks(content_type=form, content_length="700"), settings) == 700
+    assert search_bytes(asks(content_type=form, content_length="9" * 30), settings) == form_max
+    assert search_bytes(asks(content_type=form.upper()), settings) == form_max
+    assert search_bytes(asks(content_type="application/x-www-form-urlencoded"), settings) == form_max
+    assert search_bytes(asks(content_type="application/json", content_length="70"), settings) == 70
+    assert search_bytes(asks(content_type="application/json", content_length="1e3"), settings) == JSON_BYTES_MAX
+    assert search_bytes(asks(), settings) == JSON_BYTES_MAX
+
+
+@given(st.integers(1, 50), st.lists(st.tuples(st.booleans(), st.integers(0, 70)), max_size=60))
+def test_no_more_bytes_are_held_than_allowed_or_of_one_alone(most: int, steps: list[tuple[bool, int]]) -> None:
+    bodies = SearchBodies(most, Metrics())
+    inside: list[tuple[int, Any]] = []
+    for enters, size in steps:
+        held = sum(one for one, _ in inside)
+        if not enters and inside:
+            inside.pop()[1].__exit__(None, None, None)
+        elif enters:
+            body = bodies.admit(size)
+            if not held or held + size <= most:
+                body.__enter__()
+                inside.append((size, body))
+            else:
+                with pytest.raises(TooManySearchBytes, match="RIVERLENS_SEARCH_BYTES_IN_FLIGHT_MAX"):
+                    body.__enter__()
+        held = sum(one for one, _ in inside)
+        assert held <= most or sum(1 for one, _ in inside if one) == 1
+
+
+async def test_a_search_without_room_is_refused_before_its_body_is_read(tmp_path: Path) -> None:
+    data = picture("red")
+    system = make_system(tmp_path, search_bytes_in_flight_max=2000, search_deadline_ms=60_000)
+    transport = httpx.ASGITransport(create_app(system.dependencies()))
+    form = {"content-type": "multipart/form-data; boundary=x", "content-length": "1990"}
+    held = telemetry.SEARCH_BYTES_IN_FLIGHT.name
+    read: list[bytes] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(b"x")
+        yield b"x"
+
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        assert (await upload(http, data, id="red")).is_success
+        for shard in system.shards.values():
+            shard.gate = asyncio.Event()
+        under_way = asyncio.create_task(http.post(SEARCH, files={"image": ("a.png", data)}))
+        while await value(http, held) == 0:
+            pass
+        assert len(data) <= await value(http, held) <= 2000
+        for path in (SEARCH, f"{SEARCH}/batch"):
+            problem = assert_problem(
+                await http.post(path, content=body(), headers=form), 429, "too_many_search_bytes", retryable=True
+            )
+            assert "1990 more" in problem["detail"]
+        assert read == [], "the body of a refused search was read"
+        small = asyncio.create_task(http.post(SEARCH, json={"image_id": "red"}))
+        await until(http, 2)
+        release(system)
+        for one in (under_way, small):
+            assert [hit["id"] for hit in (await one).json()["hits"]] == ["red"]
+        assert await value(http, held) == 0
+        assert await value(http, telemetry.SEARCH_ADMISSIONS.name, outcome="refused") == 2
+        # Also of one that fails nothing is left.
+        assert (await http.post(SEARCH, content=b"{")).status_code == 400
+        assert await value(http, held) == 0
