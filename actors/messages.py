@@ -56,13 +56,26 @@ class EmbedderStatus(Struct, frozen=True):
     texts_encoded: int
 
 
+class Distinct(Struct, frozen=True):
+    """Asks for pictures instead of points: images with equal bytes stand as one candidate, with a `group`.
+
+    `allowed` keeps points out of every group that the index cannot keep out; it is held against each payload.
+    """
+
+    allowed: Filter | None = None
+
+
 class ShardQuery(Struct, frozen=True):
-    """What one query of a batch wants: the `k` best points that the filter lets through, by graph or by exact scan."""
+    """What one query of a batch wants: the `k` best points that the filter lets through, by graph or by exact scan.
+
+    With `distinct` it is the `k` best pictures.
+    """
 
     k: int
     exact: bool = False
     ef_search: int | None = None
     filter: Filter | None = None
+    distinct: Distinct | None = None
 
 
 class ShardSearch(Struct, frozen=True):
@@ -75,12 +88,37 @@ class ShardSearch(Struct, frozen=True):
     request_ids: tuple[str, ...] = ()
 
 
+class Member(Struct, frozen=True, array_like=True, order=True):
+    """One of several images with equal bytes; they compare in the order in which they came.
+
+    An image that was no duplicate when it was uploaded comes before those that were, however often it is uploaded
+    anew; else the earlier upload does, by Unix milliseconds, and of the same moment the lower id.
+    """
+
+    is_duplicate: bool
+    uploaded_at_ms: int
+    image_id: str
+
+
+class Group(Struct, frozen=True, array_like=True):
+    """Images with the same SHA-256 that match a query: how many, and the first of them in the order they came."""
+
+    digest: bytes
+    count: int
+    members: tuple[Member, ...]
+
+
 class Candidate(Struct, frozen=True, array_like=True):
-    """A point a shard found. `score` is the inner product with the query; `payload` is JSON bytes."""
+    """A point a shard found. `score` is the inner product with the query; `payload` is JSON bytes.
+
+    `group` is there where pictures were asked for (`Distinct`) and the point's SHA-256 is one; the candidate is its
+    first member.
+    """
 
     image_id: str
     score: float
     payload: bytes | None
+    group: Group | None = None
 
 
 class Freshness(Struct, frozen=True):
@@ -103,11 +141,15 @@ class ShardSearchResult(Struct, frozen=True):
 
 
 class LexicalQuery(Struct, frozen=True):
-    """The `k` best points whose caption, tags or file name hold a word of `text`, and that the filter lets through."""
+    """The `k` best points whose caption, tags or file name hold a word of `text`, and that the filter lets through.
+
+    With `distinct` it is the `k` best pictures; the score of one is that of its best member.
+    """
 
     text: str
     k: int
     filter: Filter | None = None
+    distinct: Distinct | None = None
 
 
 class LexicalSearch(Struct, frozen=True):
@@ -128,7 +170,7 @@ class PointState(Struct, frozen=True, kw_only=True):
 
     A rejected re-upload of a searchable image leaves it `searchable` and fills `rejection_*`.
     `last_offset` is the source offset of the newest event of any kind that is known of the id.
-    `duplicate_of` is the image that had the same bytes before, when this one was uploaded.
+    `duplicate_of` is the image that had the same bytes before, when this one was uploaded, at `uploaded_at_ms`.
     `vector` is (d,) float32 and present only when asked for.
     """
 
@@ -147,6 +189,7 @@ class PointState(Struct, frozen=True, kw_only=True):
     rejection_offset: int | None = None
     last_offset: int = -1
     duplicate_of: str | None = None
+    uploaded_at_ms: int = 0
     vector: FloatMatrix | None = None
 
 

@@ -238,6 +238,7 @@ class Supervisor:
                 ef_search=settings.hnsw_ef_search,
                 quantization=settings.quantization,
                 vector_type=settings.vector_type,
+                duplicates=settings.duplicates,
             )
             spec = create_collection(settings, self._registry, wanted)
             self._specs[spec.name] = spec

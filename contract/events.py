@@ -22,6 +22,8 @@ Payload: TypeAlias = dict[str, Any]
 Quantization: TypeAlias = Literal["none", "fp16", "sq8", "pq", "rabitq"]
 # How the store keeps vectors.
 VectorType: TypeAlias = Literal["fp32", "fp16"]
+# How searches show images with equal bytes: each as a hit of its own, or all of them as one.
+Duplicates: TypeAlias = Literal["keep", "alias"]
 
 # Header of a tombstone (a record without a value); its bytes are an encoded PointDeleted.
 DELETED_HEADER = "riverlens-deleted"
@@ -214,8 +216,9 @@ class CollectionSpec(Struct, frozen=True, tag_field="type", tag="collection_spec
 
     `partitions` and `vector_type` are fixed for the life of the collection. `incarnation` differs
     between two collections that bore the same name one after the other. `filter_fields` are the
-    payload fields that filters may name; None for all. `dropped` ends it. The defaults are what
-    the records of earlier releases mean.
+    payload fields that filters may name; None for all. `duplicates` is how searches show images with
+    equal bytes; each is a point of its own either way. `dropped` ends it. The defaults are what the
+    records of earlier releases mean.
     """
 
     name: str
@@ -232,6 +235,7 @@ class CollectionSpec(Struct, frozen=True, tag_field="type", tag="collection_spec
     quantization: Quantization = "none"
     vector_type: VectorType = "fp32"
     filter_fields: tuple[str, ...] | None = None
+    duplicates: Duplicates = "keep"
     created_at_ms: int
     dropped: bool = False
 

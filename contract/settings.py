@@ -145,6 +145,9 @@ class Settings(BaseSettings):
     vector_type: Literal["fp32", "fp16"] = "fp16"
     """How the shards of a new collection store vectors; fixed for its life."""
 
+    duplicates: Literal["keep", "alias"] = "keep"
+    """How searches of a new collection show images with equal bytes: each as a hit, or all of them as one."""
+
     model: str = "offline"
     """Encoder of a new collection: `offline`, `offline-conse`, or `openclip:ARCHITECTURE:TAG-OR-FILE`."""
 
@@ -229,11 +232,11 @@ class Settings(BaseSettings):
     search_batches_in_flight: int = Field(1, ge=1)
     """Batches of searches that an API replica has under way in the shards; more is better where these run elsewhere."""
 
-    upload_lag_max: int = Field(10_000, ge=0)
-    """Events of a collection that may wait to be searchable; past it uploads are refused with 429; 0 for no limit."""
-
     search_bytes_in_flight_max: int = Field(128 * 1024 * 1024, ge=1)
     """Bytes of bodies of searches that one replica of the API holds in memory at a time; more are refused with 429."""
+
+    upload_lag_max: int = Field(10_000, ge=0)
+    """Events of a collection that may wait to be searchable; past it uploads are refused with 429; 0 for no limit."""
 
     uploads_in_flight_max: int = Field(64, ge=1)
     """Uploads that one replica of the API holds in memory at a time; more are refused with 429."""

@@ -79,11 +79,17 @@ def known_bytes_key(incarnation: str, fingerprint: str, sha256: str) -> bytes | 
 
     A vector serves a second upload only under the encoder that made it, so the fingerprint is part of the key.
     """
+    digest = digest_of(sha256)
+    return None if digest is None else f"{incarnation}/{fingerprint}/".encode() + digest
+
+
+def digest_of(sha256: str) -> bytes | None:
+    """The 32 bytes of a SHA-256 in hexadecimal; None if it is none."""
     try:
         digest = bytes.fromhex(sha256)
     except ValueError:
         return None
-    return f"{incarnation}/{fingerprint}/".encode() + digest if len(digest) == SHA256_BYTES else None
+    return digest if len(digest) == SHA256_BYTES else None
 
 
 def incarnation_of_key(key: bytes) -> str | None:

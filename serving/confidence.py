@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 from pydantic import BaseModel, Field
 
+from actors.duplicates import named
 from actors.messages import Candidate
 from contract.errors import SettingsInvalid
 
@@ -164,14 +165,17 @@ def top_scores(per_shard: Iterable[Sequence[Candidate]], without: Collection[str
     """The best DEPTH scores over all shards, whose candidates are best first; so is the result.
 
     They do not depend on limit, offset or threshold of the request. An image that two shards return counts once;
-    `without` names indexed images that are the query itself and would always find themselves.
+    `without` names indexed images that are the query itself and would always find themselves, also where another one
+    with equal bytes stands for them.
     """
     best: dict[str, float] = {}
     for candidates in per_shard:
         # Deeper in a shard's list, DEPTH of its own are better.
         for candidate in candidates[: DEPTH + len(without)]:
             image_id, score = candidate.image_id, candidate.score
-            if image_id not in without and score > best.get(image_id, -math.inf):
+            if without and not set(without).isdisjoint(named(candidate)):
+                continue
+            if score > best.get(image_id, -math.inf):
                 best[image_id] = score
     return heapq.nlargest(DEPTH, best.values())
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import structlog
 
-from actors.messages import Candidate, FloatMatrix, Freshness, LexicalQuery, ShardQuery
+from actors.duplicates import join
+from actors.messages import Candidate, Distinct, FloatMatrix, Freshness, LexicalQuery, ShardQuery
 from contract.errors import EmbedderUnavailable, InvalidRequest, ShardUnavailable
 from contract.settings import Settings
 from contract.telemetry import LogField
@@ -38,7 +40,8 @@ _DOUBTED_WAIT_S = 0.05
 class Found:
     """Merged candidates, best first, and what they cover.
 
-    `per_shard` are those by vector, for the confidence in them; empty where words decided, too.
+    `per_shard` are those by vector, for the confidence in them, in one piece where they are pictures; empty where
+    words decided, too.
     `merge_s` is the time of merging in seconds.
     """
 
@@ -135,16 +138,17 @@ class Retrieval:
         """
 
         async def by_vector(of: FloatMatrix) -> FanOutAnswer:
-            return await collection.fan_out.search(of, query, with_payload=with_payload, request_id=request_id)
+            answer = await collection.fan_out.search(of, query, with_payload=with_payload, request_id=request_id)
+            return _of_pictures(answer, query.distinct)
 
         async def by_words() -> FanOutAnswer:
-            words = LexicalQuery(request.text or "", query.k, query.filter)
+            words = LexicalQuery(request.text or "", query.k, query.filter, query.distinct)
             started = self._clock()
             answer = await collection.lexical.search(
                 words, with_payload=with_payload, fresh=fresh, request_id=request_id
             )
             self._metrics.search_stage.labels("lexical").observe(self._clock() - started)
-            return answer
+            return _of_pictures(answer, query.distinct)
 
         if vector is None:
             return self._of_words(await by_words(), query.k)
@@ -204,3 +208,10 @@ class Retrieval:
         if request.score_threshold is not None:
             ranked = [one for one in ranked if one.score >= request.score_threshold]
         return Found(ranked, (), total, answered, lacks_words or answered < total, freshness, self._clock() - started)
+
+
+def _of_pictures(answer: FanOutAnswer, distinct: Distinct | None) -> FanOutAnswer:
+    """Where pictures are asked for, the answer with one candidate for each, whichever shards its images lie in."""
+    if distinct is None:
+        return answer
+    return replace(answer, candidates=(tuple(join(chain.from_iterable(answer.candidates))),))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from actors.duplicates import joined, picture_of
 from actors.messages import Candidate
 from serving.rerank.fuse import normalised
 
@@ -49,14 +50,15 @@ def fuse(by_vector: Sequence[Candidate], by_words: Sequence[Candidate], how: Hyb
     * `rrf`: v / (60 + rank by vector) + w / (60 + rank by words), ranks from 1;
     * `weighted`: v · cosine + w · BM25, each scaled to 0 (the worst of its ranking) … 1 (the best).
 
-    A ranking that does not have a candidate adds 0; one with a weight of 0 adds no candidate.
+    A ranking that does not have a candidate adds 0; one with a weight of 0 adds no candidate. Images with equal bytes
+    that stand as one in a ranking are one candidate, whichever of them stands in which.
 
     Args:
-        by_vector: best first, an id at most once.
-        by_words: best first, an id at most once.
+        by_vector: best first, a picture at most once.
+        by_words: best first, a picture at most once.
         how: method and weight.
     """
-    fused: dict[str, Candidate] = {}
+    fused: dict[bytes | str, Candidate] = {}
     for ranking, weight in ((by_vector, 1 - how.lexical_weight), (by_words, how.lexical_weight)):
         if weight == 0:
             continue
@@ -65,7 +67,10 @@ def fuse(by_vector: Sequence[Candidate], by_words: Sequence[Candidate], how: Hyb
         else:
             shares = [weight * float(scaled) for scaled in normalised([one.score for one in ranking])]
         for one, share in zip(ranking, shares, strict=True):
-            known = fused.get(one.image_id)
-            score = share if known is None else known.score + share
-            fused[one.image_id] = msgspec.structs.replace(one, score=score)
+            known = fused.get(picture_of(one))
+            if known is None:
+                fused[picture_of(one)] = msgspec.structs.replace(one, score=share)
+            else:
+                both = one if one.group is None else joined((known, one))
+                fused[picture_of(one)] = msgspec.structs.replace(both, score=known.score + share)
     return sorted(fused.values(), key=lambda candidate: (-candidate.score, candidate.image_id))

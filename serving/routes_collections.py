@@ -103,5 +103,6 @@ def _wanted(name: str, body: CollectionRequest, parts: Parts) -> CollectionSpec:
         quantization=body.quantization or settings.quantization,
         vector_type=body.vector_type or settings.vector_type,
         filter_fields=body.filter_fields,
+        duplicates=body.duplicates or settings.duplicates,
         created_at_ms=now_ms(),
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from contract.events import Quantization, VectorType
+from contract.events import Duplicates, Quantization, VectorType
 from serving.confidence import ConfidenceBody
 from serving.coverage import CoverageBody, FreshnessBody
 from serving.fusion import HybridSwitch
@@ -202,10 +202,13 @@ class SearchRequest(Body):
 
 
 class GroupBody(BaseModel):
-    """The near-duplicates a hit stands for."""
+    """The near-duplicates, or the images with equal bytes, that a hit stands for."""
 
-    count: int = Field(description="How many hits, with the one that stands for them.", examples=[3])
-    ids: list[str] = Field(description="Of the others, best first; at most 20.", examples=[["bird-2", "bird-small"]])
+    count: int = Field(description="How many images, with the one that stands for them.", examples=[3])
+    ids: list[str] = Field(
+        description="Of the others, at most 20: best first, and of equal bytes in the order they came.",
+        examples=[["bird-2", "bird-small"]],
+    )
 
 
 class Hit(BaseModel):
@@ -218,7 +221,9 @@ class Hit(BaseModel):
     )
     payload: dict[str, Any] | None = Field(examples=[{"caption": "a red bird"}])
     rerank_score: float | None = Field(None, description="0…1; with `rerank`, hits stand by it unless diversified.")
-    group: GroupBody | None = Field(None, description="With `rerank.dedupe`: the hits this one stands for.")
+    group: GroupBody | None = Field(
+        None, description="With `rerank.dedupe`, or in a collection with `duplicates: alias`: what this hit stands for."
+    )
     inliers: int | None = Field(
         None, description="With `rerank.verify`: matches with the query picture that one homography explains."
     )
@@ -305,6 +310,9 @@ class CollectionRequest(Body):
     filter_fields: tuple[str, ...] | None = Field(
         None, max_length=256, strict=False, description="Payload fields that filters may name; all if left out."
     )
+    duplicates: Duplicates | None = Field(
+        None, description="Images with equal bytes in searches: `keep`, each is a hit; `alias`, one is, with a `group`."
+    )
 
 
 class CollectionAnswer(BaseModel):
@@ -324,6 +332,7 @@ class CollectionAnswer(BaseModel):
     quantization: Quantization
     vector_type: VectorType
     filter_fields: tuple[str, ...] | None
+    duplicates: Duplicates
     incarnation: str = Field(description="Differs between two collections that bore this name one after the other.")
     created_at_ms: int
 

@@ -210,6 +210,7 @@ class Searcher:
                 exact=request.exact,
                 ef_search=request.ef_search,
                 filter=self._reranker.restrict(collection, wanted),
+                distinct=self._reranker.distinct(collection),
             ),
             receipts=receipts,
             calibration=calibration,

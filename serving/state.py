@@ -178,6 +178,7 @@ def collection_answer(collection: ServedCollection) -> CollectionAnswer:
         quantization=spec.quantization,
         vector_type=spec.vector_type,
         filter_fields=spec.filter_fields,
+        duplicates=spec.duplicates,
         incarnation=spec.incarnation,
         created_at_ms=spec.created_at_ms,
     )

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 import numpy as np
 from pyroaring import BitMap
 
+from actors.index.distinct import distinct, lets_through
 from actors.index.recall import RECALL_K, RecallSampler, Sampled, recall
 from actors.index.searching import Allowed, Found, Search, Want
 from actors.index.segments import Segments, View
 from actors.index.store import ShardStore
 from actors.messages import Candidate, FloatMatrix, ShardQuery
 from contract.errors import InvalidRequest
-from contract.filters import Filter, matches
 
 
 class Answering:
@@ -46,18 +45,33 @@ class Answering:
         for i, query in enumerate(queries):
             groups.setdefault(query, []).append(i)
         found: list[Found] = [[] for _ in queries]
+        pictures: dict[int, tuple[Candidate, ...]] = {}
         for query, members in groups.items():
             rows = vectors if len(members) == len(queries) else vectors[members]
             allowed = Allowed(view, wanted[query.filter])
-            if query.exact:
-                results = search.exact(rows, query.k, allowed)
-            else:
-                results = search.nearest(rows, Want(query.k, query.ef_search or self._ef_search), allowed)
-            for i, result in zip(members, results, strict=True):
-                found[i] = result
+
+            def best(
+                rows: FloatMatrix, k: int, query: ShardQuery = query, allowed: Allowed = allowed
+            ) -> Sequence[Found]:
+                if query.exact:
+                    return search.exact(rows, k, allowed)
+                return search.nearest(rows, Want(k, query.ef_search or self._ef_search), allowed)
+
+            if query.distinct is None:
+                for i, result in zip(members, best(rows, query.k), strict=True):
+                    found[i] = result
+                continue
+            answers = distinct(best, self._store.rows, rows, query, with_payload)
+            for i, (result, candidates) in zip(members, answers, strict=True):
+                found[i], pictures[i] = result, candidates
         self._sample(view, vectors, queries, found)
         changed = view is not self._segments.view
-        return self._candidates(found, queries, with_payload, changed)
+        if not pictures:
+            return self._candidates(found, queries, with_payload, changed)
+        others = [i for i in range(len(queries)) if i not in pictures]
+        points = self._candidates([found[i] for i in others], [queries[i] for i in others], with_payload, changed)
+        answered = pictures | dict(zip(others, points, strict=True))
+        return tuple(answered[i] for i in range(len(queries)))
 
     def _candidates(
         self, found: Sequence[Found], queries: Sequence[ShardQuery], with_payload: bool, changed: bool
@@ -72,7 +86,7 @@ class Answering:
                 row = next(rows)
                 # Without a point it was deleted after the search found it, and a payload that
                 # changed since may be one that the filter keeps out. The store is ahead of the view.
-                if row is None or row.point is None or not _lets_through(query.filter, row.point.payload):
+                if row is None or row.point is None or not lets_through(query.filter, row.point.payload):
                     continue
                 candidates.append(Candidate(image_id, score, row.point.payload if with_payload else None))
             answers.append(tuple(candidates))
@@ -101,7 +115,3 @@ class Answering:
         if all(row is not None and row.point is not None and row.point.number < sample.next_number for row in rows):
             self._sampler.note(recall(sample.found, truth))
         return True
-
-
-def _lets_through(condition: Filter | None, payload: bytes) -> bool:
-    return condition is None or matches(condition, msgspec.json.decode(payload))

@@ -86,6 +86,7 @@ class IdRow(Struct, frozen=True):
             width=self.point.width,
             height=self.point.height,
             duplicate_of=self.point.duplicate_of,
+            uploaded_at_ms=self.point.event_at_ms,
         )
 
     def _last_offset(self) -> int:

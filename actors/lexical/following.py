@@ -16,11 +16,12 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from actors.duplicates import alone, join
 from actors.lexical.index import LexicalIndex, LexicalView, Match
 from actors.lexical.words import words_of
 from actors.messages import Candidate, Freshness, LexicalQuery, LexicalSearch, PointState, ShardSearchResult
 from contract.errors import InvalidRequest, ShardUnavailable
-from contract.filters import matches
+from contract.filters import Filter, matches
 from contract.telemetry import LogField
 
 _log = structlog.get_logger()
@@ -238,10 +239,14 @@ class LexicalFollower:
         while terms:
             some = index.top(terms, reach - start, start)
             found += self._living(some, terms, query, with_payload)
-            settled = len(found) >= query.k and some and some[-1].score < found[query.k - 1].score
+            # Copies of a picture take no place of another.
+            ranked = found if query.distinct is None else join(found)
+            settled = len(ranked) >= query.k and some and some[-1].score < ranked[query.k - 1].score
             if settled or len(some) < reach - start or reach >= EXAMINED_MAX:
                 break
             start, reach = reach, min(4 * reach, max(EXAMINED_MAX, reach + 1))
+        if query.distinct is not None:
+            return tuple(join(found)[: query.k])
         return tuple(sorted(found, key=lambda candidate: (-candidate.score, candidate.image_id))[: query.k])
 
     def _living(
@@ -254,9 +259,24 @@ class LexicalFollower:
                 continue
             if state.source_offset != match.version and not set(terms) & set(self._index.terms.of(_words(state))):
                 continue
-            if query.filter is not None and not matches(query.filter, msgspec.json.decode(state.payload or b"{}")):
+            if not _lets_through(query.filter, state.payload):
                 continue
-            yield Candidate(match.image_id, match.score, state.payload if with_payload else None)
+            payload = state.payload if with_payload else None
+            if query.distinct is None:
+                yield Candidate(match.image_id, match.score, payload)
+            elif _lets_through(query.distinct.allowed, state.payload):
+                yield alone(
+                    match.image_id,
+                    match.score,
+                    payload,
+                    sha256=state.sha256 or "",
+                    duplicate_of=state.duplicate_of,
+                    uploaded_at_ms=state.uploaded_at_ms,
+                )
+
+
+def _lets_through(condition: Filter | None, payload: bytes | None) -> bool:
+    return condition is None or matches(condition, msgspec.json.decode(payload or b"{}"))
 
 
 def _words(state: PointState | None) -> str:

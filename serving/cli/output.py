@@ -41,7 +41,8 @@ def print_hits(title: str, answer: SearchAnswer) -> None:
     table.add_column("caption")
     for rank, hit in enumerate(answer.hits, 1):
         payload = hit.payload or {}
-        table.add_row(str(rank), f"{hit.score:.3f}", hit.id, str(payload.get("caption", "")))
+        others = f" (+{hit.group.count - 1})" if hit.group is not None and hit.group.count > 1 else ""
+        table.add_row(str(rank), f"{hit.score:.3f}", f"{hit.id}{others}", str(payload.get("caption", "")))
     console.print(table)
     if answer.hits and answer.no_confident_match:
         probability = answer.confidence.probability if answer.confidence else None

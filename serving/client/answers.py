@@ -115,14 +115,17 @@ class Content(Struct, frozen=True, kw_only=True):
 
 
 class Group(Struct, frozen=True, kw_only=True):
-    """The near-duplicates a hit stands for: how many with itself, and ids of others."""
+    """The near-duplicates, or images with equal bytes, a hit stands for: how many with itself, and ids of others."""
 
     count: int
     ids: tuple[str, ...] = ()
 
 
 class Hit(Struct, frozen=True, kw_only=True):
-    """One result; `score` as docs/api.md says, higher is better. The last three come with `rerank`."""
+    """One result; `score` as docs/api.md says, higher is better.
+
+    The last three come with `rerank`, and `group` also from a collection with `duplicates="alias"`.
+    """
 
     id: str
     score: float
@@ -189,6 +192,7 @@ class Collection(Answer, frozen=True, kw_only=True):
     partitions: int = 0
     shards_total: int = 0
     replicas: int = 0
+    duplicates: str = "keep"
     incarnation: str = ""
     created_at_ms: int = 0
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypedDict
 
 from msgspec import Struct
 
-from contract.events import Quantization, Receipt, VectorType
+from contract.events import Duplicates, Quantization, Receipt, VectorType
 from serving.client.answers import Changed, Uploaded
 
 
@@ -97,6 +97,7 @@ class CollectionParameters(TypedDict, total=False):
     quantization: Quantization
     vector_type: VectorType
     filter_fields: Sequence[str]
+    duplicates: Duplicates
 
 
 def body_of(search: SearchQuery | SearchOptions | Mapping[str, Any]) -> dict[str, Any]:

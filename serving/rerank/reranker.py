@@ -20,7 +20,8 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from actors.messages import Candidate, PointState
+from actors.duplicates import GROUP_IDS_MAX, named
+from actors.messages import Candidate, Distinct, PointState
 from contract.errors import InvalidRequest, NotFound, RiverlensError
 from contract.filters import Filter, number_of, values_at
 from contract.settings import Settings
@@ -40,12 +41,12 @@ from serving.schemas import SearchRequest
 
 _log = structlog.get_logger()
 
-# Ids a group names; its count is of all.
-GROUP_IDS_MAX = 20
-
 
 class GroupOut(Struct, frozen=True):
-    """The hits a hit stands for: how many with itself, and the ids of the others, best first, bounded."""
+    """The hits a hit stands for: how many with itself, and the ids of the others, best first, bounded.
+
+    Images with equal bytes that stand as one hit follow it in the order they came.
+    """
 
     count: int
     ids: list[str]
@@ -151,6 +152,14 @@ class Reranker:
             most = wanted.candidates
         return max(end, min(most, settings.rerank_candidates_max))
 
+    def distinct(self, collection: ServedCollection) -> Distinct | None:
+        """Whether to ask the shards for pictures instead of points, and what may not be in a group."""
+        if collection.spec.duplicates == "keep":
+            return None
+        # What a group names is not looked at here any more.
+        at_end = not self.policy.reaches_shards(collection.spec.filter_fields)
+        return Distinct(self.policy.restrict(None, None) if at_end else None)
+
     def needs_payload(self, request: SearchRequest) -> bool:
         """Whether hits are needed with their payload, also where the answer shall not have it."""
         wanted = request.rerank
@@ -188,7 +197,7 @@ class Reranker:
             with self._timed(stages_s, "policy"):
                 allowed = [one for one in candidates if self.policy.allows(one.payload)]
         if wanted is None:
-            return Reranked([RerankedHit(one) for one in allowed[page]], stages_s)
+            return Reranked([RerankedHit(one, group=_equals(one)) for one in allowed[page]], stages_s)
         deadline = asyncio.get_running_loop().time() + self._settings.rerank_deadline_ms / 1000
         looks = wanted.dedupe is not None or wanted.verify is not None or wanted.diversify is not None
         run = _Run(allowed, [one.score for one in allowed], [None] * len(allowed))
@@ -227,7 +236,12 @@ class Reranker:
         )
         hits = [
             RerankedHit(
-                run.candidates[index], float(score), _group(run, index) if run.groups else None, run.inliers.get(index)
+                run.candidates[index],
+                float(score),
+                _group([run.candidates[member] for member in run.groups[index]])
+                if run.groups
+                else _equals(run.candidates[index]),
+                run.inliers.get(index),
             )
             for index, score in zip(order[page], scores[page], strict=True)
         ]
@@ -330,10 +344,15 @@ def _known(points: Sequence[PointState | None], indexes: Sequence[int]) -> dict[
     return {index: point for index, point in found.items() if point is not None}
 
 
-def _group(run: _Run, index: int) -> GroupOut:
-    members = run.groups[index]
-    others = [run.candidates[member].image_id for member in members if member != index]
-    return GroupOut(len(members), others[:GROUP_IDS_MAX])
+def _group(hits: Sequence[Candidate]) -> GroupOut:
+    """The group of the first of these hits, which stands for the others and for whatever they stand for."""
+    count = sum(1 if one.group is None else one.group.count for one in hits)
+    return GroupOut(count, [image_id for one in hits for image_id in named(one)][1 : GROUP_IDS_MAX + 1])
+
+
+def _equals(hit: Candidate) -> GroupOut | None:
+    """The group of a hit by itself; None where it stands for no other image."""
+    return None if hit.group is None or hit.group.count == 1 else _group([hit])
 
 
 def _decoded(payload: bytes | None) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from contract.topics import partition_of
 from tests.integration.pictures import new_picture
 from tests.integration.system import RunningSystem, eventually
 from tests.integration.test_promises import _process
@@ -62,6 +63,37 @@ def test_a_second_upload_is_a_duplicate_and_outlives_the_first(system: RunningSy
     third = system.upload(data, id="dup-3").json()
     assert (third["status"], third["duplicate_of"]) == ("duplicate", "dup-2")
     assert _encoded(system) == before
+
+
+def test_a_collection_may_answer_equal_bytes_as_one_hit(system: RunningSystem) -> None:
+    path, data = "/v1/collections/alias-dup", new_picture(61105)
+    system.http.put(path, json={"shards": 2, "partitions": 2, "duplicates": "alias"}).raise_for_status()
+    eventually(lambda: system.http.get(path).json().get("state") == "ready", 60)
+
+    def upload(image_id: str, content: bytes) -> str:
+        answer = system.http.post(
+            f"{path}/images", params={"wait": "searchable"}, files={"file": ("a.png", content)}, data={"id": image_id}
+        )
+        return str(answer.json()["status"])
+
+    def found(**form: str) -> list[tuple[str, dict[str, Any] | None]]:
+        answer = system.http.post(f"{path}/search", files={"image": ("a.png", data)}, data=form)
+        assert answer.status_code == 200, answer.text
+        return [(hit["id"], hit.get("group")) for hit in answer.json()["hits"]]
+
+    assert {partition_of(image_id, 2) for image_id in ("z-1", "a-2", "m-3")} == {0, 1}, "in both shards"
+    assert upload("z-1", data) == "searchable"
+    assert [upload(image_id, data) for image_id in ("a-2", "m-3")] == ["duplicate"] * 2
+    assert upload("other", new_picture(61106)) == "searchable"
+    whole = [("z-1", {"count": 3, "ids": ["a-2", "m-3"]}), ("other", None)]
+    assert found() == found(exact="true") == whole
+    assert [found(limit="1", offset=str(page)) for page in range(3)] == [whole[:1], whole[1:], []]
+    # Uploaded again, the first one stays the first; deleted, the next one stands, and the rest is as it was.
+    assert upload("z-1", data) == "searchable"
+    assert found() == whole
+    system.http.delete(f"{path}/images/z-1", params={"wait": "searchable"}).raise_for_status()
+    assert found() == [("a-2", {"count": 2, "ids": ["m-3"]}), ("other", None)]
+    system.http.delete(path).raise_for_status()
 
 
 def test_a_worker_that_lost_its_disk_still_knows_the_bytes(system: RunningSystem) -> None:

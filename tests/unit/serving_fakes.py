@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
+from actors.duplicates import alone, join
 from actors.embedding.preprocessing import decode, to_pixels
 from actors.lexical.words import words_of
 from actors.log.records import LogRecord
@@ -23,10 +24,12 @@ from actors.messages import (
     EncoderDescription,
     FloatMatrix,
     Freshness,
+    LexicalQuery,
     LexicalSearch,
     Pixels,
     PointState,
     PreprocessSpec,
+    ShardQuery,
     ShardScan,
     ShardScanResult,
     ShardSearch,
@@ -145,13 +148,8 @@ class FakeShard:
         live = [p for p in self.points.values() if p.state == "searchable"]
         rows = []
         for vector, query in zip(request.vectors, request.queries, strict=True):
-            found = [
-                Candidate(p.image_id, float(p.vector @ vector), p.payload if request.with_payload else None)
-                for p in live
-                if p.vector is not None
-                and (query.filter is None or matches(query.filter, msgspec.json.decode(p.payload or b"{}")))
-            ]
-            rows.append(tuple(sorted(found, key=lambda c: (-c.score, c.image_id))[: query.k]))
+            scored = [(p, float(p.vector @ vector)) for p in live if p.vector is not None]
+            rows.append(_best(scored, query, with_payload=request.with_payload))
         return ShardSearchResult(tuple(rows), Freshness(dict(self.applied), 0.0))
 
     async def search_lexical(self, request: LexicalSearch) -> ShardSearchResult:
@@ -162,18 +160,13 @@ class FakeShard:
         rows = []
         for query in request.queries:
             asked = set(query.text.split())
-            scores = {
-                p.image_id: float(len(asked & set(words_of(p.payload, p.file_name).split())))
+            scores = [
+                (p, float(len(asked & set(words_of(p.payload, p.file_name).split()))))
                 for p in self.points.values()
                 if p.state == "searchable"
-                and (query.filter is None or matches(query.filter, msgspec.json.decode(p.payload or b"{}")))
-            }
-            found = [
-                Candidate(image_id, score, self.points[image_id].payload if request.with_payload else None)
-                for image_id, score in scores.items()
-                if score > 0
             ]
-            rows.append(tuple(sorted(found, key=lambda c: (-c.score, c.image_id))[: query.k]))
+            scored = [(p, score) for p, score in scores if score > 0]
+            rows.append(_best(scored, query, with_payload=request.with_payload))
         return ShardSearchResult(tuple(rows), Freshness(dict(self.applied), 0.0))
 
     async def fetch(self, image_ids: Sequence[str], with_vector: bool = False) -> list[PointState | None]:
@@ -220,6 +213,33 @@ class FakeShard:
             consumer_lag=0,
             store_bytes=4096,
         )
+
+
+def _best(
+    scored: Sequence[tuple[PointState, float]], query: ShardQuery | LexicalQuery, *, with_payload: bool
+) -> tuple[Candidate, ...]:
+    """The best points, or pictures, that the query lets through."""
+    conditions = [query.filter, None if query.distinct is None else query.distinct.allowed]
+    found = []
+    for point, score in scored:
+        decoded = msgspec.json.decode(point.payload or b"{}")
+        if all(condition is None or matches(condition, decoded) for condition in conditions):
+            payload = point.payload if with_payload else None
+            found.append(
+                Candidate(point.image_id, score, payload)
+                if query.distinct is None
+                else alone(
+                    point.image_id,
+                    score,
+                    payload,
+                    sha256=point.sha256 or "",
+                    duplicate_of=point.duplicate_of,
+                    uploaded_at_ms=point.uploaded_at_ms,
+                )
+            )
+    if query.distinct is not None:
+        found = join(found)
+    return tuple(sorted(found, key=lambda c: (-c.score, c.image_id))[: query.k])
 
 
 class FakeObjects:
@@ -330,6 +350,7 @@ class FakeSystem:
             file_name=event.file_name,
             width=image.width,
             height=image.height,
+            uploaded_at_ms=event.uploaded_at_ms,
             vector=encode_pixels(to_pixels(image, PREPROCESS)[None])[0],
         )
 

@@ -11,9 +11,9 @@ import pytest
 
 from actors.lexical import following
 from actors.lexical.following import REFRESH_EVERY_S, LexicalFollower
-from actors.messages import Freshness, LexicalQuery, LexicalSearch, PointState
+from actors.messages import Distinct, Freshness, LexicalQuery, LexicalSearch, PointState
 from contract.errors import InvalidRequest, ShardUnavailable
-from contract.filters import Filter, Match
+from contract.filters import Filter, Match, Range
 
 
 class FakePoints:
@@ -49,7 +49,7 @@ class Shard:
     def freshness(self) -> Freshness:
         return Freshness({0: self.points.offset}, 0.0)
 
-    def put(self, image_id: str, caption: str, **payload: Any) -> None:
+    def put(self, image_id: str, caption: str, *, sha256: str | None = None, **payload: Any) -> None:
         with self.follower.changing([image_id]):
             self.points.offset += 1
             self.points.states[image_id] = PointState(
@@ -57,6 +57,8 @@ class Shard:
                 state="searchable",
                 source_offset=self.points.offset,
                 payload=json.dumps({"caption": caption, **payload}).encode(),
+                sha256=sha256,
+                uploaded_at_ms=self.points.offset,
             )
 
     def delete(self, image_id: str) -> None:
@@ -96,6 +98,26 @@ def test_the_k_best_of_many_equal_ones_are_the_first_by_id(shard: Shard) -> None
         shard.put(f"{n:03}", "red")
     for k in (1, 7, 150, 200):
         assert shard.search("red", k) == [f"{n:03}" for n in range(k)]
+
+
+def test_images_with_equal_bytes_take_one_place_and_the_best_of_them_decides_it(shard: Shard) -> None:
+    for n in range(100):
+        shard.put(f"copy-{n:02}", "red bird", sha256="ab" * 32, n=n)
+    shard.put("copy-better", "bird", sha256="ab" * 32, n=100)
+    for n in range(5):
+        shard.put(f"other-{n}", "a bird upon a tree", sha256=f"{n:064x}", n=200)
+    shard.put("odd", "bird in a house by the cold sea", n=200)
+
+    def pictures(k: int, *, wanted: Filter | None = None, allowed: Filter | None = None) -> list[tuple[str, int]]:
+        query = LexicalQuery("bird", k, wanted, Distinct(allowed))
+        found = shard.follower.search(LexicalSearch((query,), fresh=True)).candidates[0]
+        return [(hit.image_id, 0 if hit.group is None else hit.group.count) for hit in found]
+
+    others = [(f"other-{n}", 1) for n in range(5)]
+    assert pictures(10) == [("copy-00", 101), *others, ("odd", 0)]
+    assert pictures(3) == [("copy-00", 101), *others[:2]]
+    few = Filter(must=(Range("n", gte=98.0),))
+    assert pictures(2, wanted=few) == pictures(2, allowed=few) == [("copy-98", 3), others[0]]
 
 
 def test_a_question_without_words_finds_nothing(shard: Shard) -> None:
