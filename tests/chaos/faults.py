@@ -20,12 +20,17 @@ BROKER_AWAY = (
 
 
 class Fault(ABC):
-    """One kind of harm. `expected` are patterns of ERROR lines that it may cause; any other one fails the run."""
+    """One kind of harm.
+
+    `expected` are patterns of ERROR lines that it may cause, `rejects` codes of dead letters; any other
+    one fails the run.
+    """
 
     name: str
     hold_s: float = 0.0
     needs_kafka = False
     expected: tuple[str, ...] = ()
+    rejects: frozenset[str] = frozenset()
 
     @abstractmethod
     def apply(self, target: Target, rng: random.Random) -> None:

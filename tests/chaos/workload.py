@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from msgspec import Struct
 
-from tests.chaos.history import FinalImage, FinalListing, History, Outcome, Receipt, Search, Write
+from tests.chaos.history import FinalImage, FinalLetter, FinalListing, History, Outcome, Receipt, Search, Write
 from tests.integration.pictures import new_picture
 from tests.integration.system import eventually
 
@@ -23,6 +23,7 @@ _LOOKING = 6
 _APPLIED_WITHIN_S = 120.0
 _COLLECTION = "/v1/collections/images"
 _IMAGES = f"{_COLLECTION}/images"
+_LETTERS = f"{_COLLECTION}/dead-letters"
 _SEARCH = f"{_COLLECTION}/search"
 
 
@@ -157,9 +158,31 @@ class Api:
             image_id=known.image_id,
             version=payload.get("version", -1) if there else None,
             found=known.image_id in hits,
+            rejection_offset=(body.get("rejection") or {}).get("offset"),
         )
         self._history.add(final)
         return final
+
+    def list_letters(self) -> None:
+        """Write down every dead letter."""
+        eventually(lambda: self._http.get(_LETTERS).raise_for_status().json()["unread"] == 0, _APPLIED_WITHIN_S)
+        cursor: str | None = None
+        while True:
+            params = {"state": "any", "limit": "500", **({"cursor": cursor} if cursor else {})}
+            page = self._http.get(_LETTERS, params=params).raise_for_status().json()
+            for letter in page["dead_letters"]:
+                partition, _, offset = letter["id"].partition("-")
+                self._history.add(
+                    FinalLetter(
+                        image_id=letter["image_id"] or "",
+                        receipt=Receipt(int(partition), int(offset)),
+                        code=letter["code"],
+                        retryable=letter["retryable"],
+                    )
+                )
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
 
     def list_all(self) -> FinalListing:
         """Every id of the listing, and the points that the shards count."""
@@ -237,6 +260,7 @@ class Workload:
             with ThreadPoolExecutor(_LOOKING) as pool:
                 list(pool.map(api.look_at, list(self._latest.values())))
             api.list_all()
+            api.list_letters()
         finally:
             api.close()
 
@@ -314,6 +338,8 @@ def _json(response: httpx.Response) -> dict[str, Any]:
 def _outcome(status: int, body: dict[str, Any]) -> Outcome:
     if body.get("receipt") and (status < 300 or body.get("code") == "not_searchable_in_time"):
         return "ok"
+    if body.get("receipt") and body.get("code") == "image_rejected":
+        return "rejected"
     if status < 300:
         return "ok"
     # The event may be in the log although its confirmation did not come.
