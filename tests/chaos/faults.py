@@ -13,7 +13,8 @@ from tests.chaos.target import Target
 # What the Kafka client of Faust says while it cannot reach its broker; it tries again ten times a second.
 BROKER_AWAY = (
     r'"event": "(Unable connect to node|Unable to update metadata|Group Coordinator Request failed)',
-    r'"event": "Failed fetch messages',
+    r'"event": "Failed fetch (messages|offsets) from',
+    r'"event": "Heartbeat session expired - marking coordinator dead',
     r'"event": "(Error sending (Heartbeat|OffsetCommit|JoinGroup|SyncGroup)Request|Heartbeat send request failed)',
     r'"event": "Unable to request metadata',
 )

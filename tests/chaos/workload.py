@@ -37,13 +37,16 @@ class Known(Struct):
 
 
 class Api:
-    """The calls of the workload; each is written to the history. Thread-safe."""
+    """The calls of the workload; each is written to the history. Thread-safe.
+
+    A write returns None, and is no part of the history, when nobody listened: then nothing was sent.
+    """
 
     def __init__(self, base_url: str, history: History) -> None:
         self._http = httpx.Client(base_url=base_url, timeout=_TIMEOUT_S)
         self._history = history
 
-    def upload(self, image_id: str, version: int, picture: int, wait: str) -> Write:
+    def upload(self, image_id: str, version: int, picture: int, wait: str) -> Write | None:
         """Upload the picture drawn from the seed `picture`."""
         data = new_picture(picture, 96)
         return self._write(
@@ -57,14 +60,14 @@ class Api:
             ),
         )
 
-    def delete(self, known: Known, wait: str) -> Write:
+    def delete(self, known: Known, wait: str) -> Write | None:
         """Delete an id."""
         gone = Known(known.image_id, 0, known.picture)
         return self._write(
             gone, "delete", lambda: self._http.delete(f"{_IMAGES}/{known.image_id}", params={"wait": wait})
         )
 
-    def patch(self, known: Known, version: int, wait: str) -> Write:
+    def patch(self, known: Known, version: int, wait: str) -> Write | None:
         """Change the payload of an id to another version."""
         changed = Known(known.image_id, version, known.picture)
         body = {"payload": {"version": version, "picture": known.picture}}
@@ -74,13 +77,15 @@ class Api:
             lambda: self._http.patch(f"{_IMAGES}/{known.image_id}", params={"wait": wait}, json=body),
         )
 
-    def _write(self, after: Known, kind: Any, call: Any) -> Write:
+    def _write(self, after: Known, kind: Any, call: Any) -> Write | None:
         start_s = time.monotonic()
         status: int | None = None
         body: dict[str, Any] = {}
         try:
             response = call()
             status, body = response.status_code, _json(response)
+        except httpx.ConnectError:
+            return None
         except httpx.TransportError:
             outcome: Outcome = "unknown"
         else:
@@ -243,6 +248,8 @@ class Workload:
             picture = self._picture(99, number)
             known = Known(f"canary-{number}", 1, picture)
             write = api.upload(known.image_id, 1, picture, "searchable")
+            if write is None:
+                return False
             self._publish(known, write)
             if write.outcome != "ok" or write.status != 201:
                 return False
@@ -289,20 +296,25 @@ class Workload:
             wait = "searchable" if rng.random() < 0.2 else "logged"
             picture = self._picture(writer, number)
             choice = rng.random()
+            taken_from: list[Known] = []
             if choice < 0.12 and gone:
-                known = gone.pop(rng.randrange(len(gone)))
+                taken_from, known = gone, gone.pop(rng.randrange(len(gone)))
                 write = api.upload(known.image_id, number, picture, wait)
             elif choice < 0.5 or not mine:
                 known = Known(f"w{writer}-{number}", number, picture)
                 write = api.upload(known.image_id, number, picture, wait)
             else:
-                known = mine.pop(rng.randrange(len(mine)))
+                taken_from, known = mine, mine.pop(rng.randrange(len(mine)))
                 if choice < 0.67:
                     write = api.upload(known.image_id, number, picture, wait)
                 elif choice < 0.83:
                     write = api.patch(known, number, wait)
                 else:
                     write = api.delete(known, wait)
+            if write is None:
+                taken_from.append(known)
+                self._stopping.wait(1.0)
+                continue
             after = Known(known.image_id, write.version, write.picture)
             self._publish(after, write)
             if write.outcome != "ok":
