@@ -122,5 +122,6 @@ class SecureKafka(LocalKafka):
             UserScramCredentialUpsertion(USER, ScramCredentialInfo(mechanism, 4096), PASSWORD.encode())
             for mechanism in _SCRAM.values()
         ]
-        for done in AdminClient({"bootstrap.servers": bootstrap}).alter_user_scram_credentials(asked).values():
+        admin = AdminClient({"bootstrap.servers": bootstrap})
+        for done in admin.alter_user_scram_credentials(asked).values():
             done.result(30)
