@@ -15,8 +15,17 @@ BROKER_AWAY = (
     r'"event": "(Unable connect to node|Unable to update metadata|Group Coordinator Request failed)',
     r'"event": "Failed fetch (messages|offsets) from',
     r'"event": "Heartbeat session expired - marking coordinator dead',
-    r'"event": "(Error sending (Heartbeat|OffsetCommit|JoinGroup|SyncGroup)Request|Heartbeat send request failed)',
+    r'"event": "Error sending (Heartbeat|OffsetCommit|OffsetFetch|JoinGroup|SyncGroup)Request',
+    r'"event": "Heartbeat send request failed',
     r'"event": "Unable to request metadata',
+)
+# A worker that finds out that it stood still ends; its Kafka client has lost its coordinator by then.
+STOOD_STILL = (
+    *BROKER_AWAY,
+    r'"event": "OffsetCommit failed for group \S+ due to group error .*, will rejoin',
+    r'"event": "\[\^--CommittingThread\]: Thread keepalive is not responding',
+    r"Crashed reason=Unavailable\(",
+    r'"event": "ingest failed"',
 )
 
 
@@ -98,7 +107,7 @@ def faults() -> dict[str, Fault]:
         Kill("raylet", "the ray head ended by itself"),
         Kill("ray"),
         Pause("kafka", 60.0, *BROKER_AWAY),
-        Pause("ingest", 20.0),
+        Pause("ingest", 20.0, *STOOD_STILL),
         Pause("shard", 20.0),
     ]
     return {fault.name: fault for fault in known}
