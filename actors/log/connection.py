@@ -185,7 +185,8 @@ def _probe(settings: Settings) -> None:
         if error.code() in _REFUSALS:
             refusals.append(error.str())
 
-    admin = AdminClient({**confluent_config(settings), "error_cb": note})
+    asking: dict[str, Any] = {**confluent_config(settings), "error_cb": note}
+    admin = AdminClient(asking)
     try:
         translated(lambda: admin.list_topics(timeout=PROBE_TIMEOUT_S), "asking the broker for its topics")
     except BrokerUnavailable as error:

@@ -144,20 +144,21 @@ def _possible_states(writes: Sequence[Write], letters: Letters) -> set[State]:
     known = {write.receipt for write in writes}
     possible = {State()}
     for write in writes:
-        if write.outcome == "refused":
-            continue
         after = {_after(state, write) for state in possible}
-        if write.outcome == "unknown":
-            # A letter that belongs to no receipt may be this one's.
-            at = [place for place, letter in letters.items() if letter.image_id == write.image_id]
-            rejected = _rejected(possible, [place for place in at if place not in known])
-            possible |= after | rejected
-        elif write.outcome == "rejected" and write.receipt is not None:
-            possible = _rejected(possible, [write.receipt])
-        elif write.receipt in letters:
-            possible = after | _rejected(possible, [write.receipt])
-        else:
-            possible = after
+        letter = letters.get(write.receipt) if write.receipt is not None else None
+        match write.outcome:
+            case "refused":
+                pass
+            case "unknown":
+                # A letter that belongs to no receipt may be this one's.
+                at = [place for place, other in letters.items() if other.image_id == write.image_id]
+                possible |= after | _rejected(possible, [place for place in at if place not in known])
+            case "rejected" if letter is not None:
+                possible = _rejected(possible, [letter.receipt])
+            case "ok" if letter is not None:
+                possible = after | _rejected(possible, [letter.receipt])
+            case _:
+                possible = after
     return possible
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -56,7 +57,10 @@ THERE = FinalImage(image_id="a", version=2, found=True)
 GONE = FinalImage(image_id="a", version=None, found=False)
 
 
-def but(event: Event, **changes: object) -> Event:
+E = TypeVar("E", bound=Event)
+
+
+def but(event: E, **changes: object) -> E:
     return msgspec.structs.replace(event, **changes)
 
 
@@ -142,8 +146,8 @@ BAD: dict[str, tuple[str, list[Event]]] = {
     "listed and unknown": ("nobody knows", [A1, A2, *end(THERE, ("a", "z"), 1)]),
     "not listed": ("lacks", [A1, A2, *end(THERE, (), 1)]),
     "a point too many": ("2 points for 1", [A1, A2, *end(THERE, ("a",), 2)]),
-    "there, and a search does not find it": ("finds it: False", [A1, A2, *end(but(THERE, found=False))]),  # type: ignore[arg-type]
-    "gone, and a search finds it": ("finds it: True", [A1, A2, A_GONE, *end(but(GONE, found=True), ())]),  # type: ignore[arg-type]
+    "there, and a search does not find it": ("finds it: False", [A1, A2, *end(but(THERE, found=False))]),
+    "gone, and a search finds it": ("finds it: True", [A1, A2, A_GONE, *end(but(GONE, found=True), ())]),
     "rejected and no dead letter": (
         "is no dead letter",
         [A1, but(A2, outcome="rejected", status=422, code="image_rejected"), *end(OLD_AND_REJECTED)],
