@@ -51,7 +51,10 @@ class KillEverything(Fault):
             for part in target.everything():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(part.pid, signal.SIGKILL)
+        begins = running.log.stat().st_size
         running.start(within_s=240)
+        # What a killed `up` left behind answers, too, until the new one ends it.
+        eventually(lambda: b"Riverlens is ready" in running.log.read_bytes()[begins:], 240)
 
 
 class _WithSecondWorker(Fault):
