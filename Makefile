@@ -50,15 +50,19 @@ lint: $(VENV)/.installed-dev ## Style, types and import rules
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## All tests but the long ones
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not tls" $(PYTEST_ARGS)
 
 .PHONY: test-brokers
 test-brokers: $(VENV)/.installed-dev ## The tests of the whole system, all of them on both kinds of broker
-	RIVERLENS_TEST_BROKERS=both $(BIN)/python -m pytest tests/browser tests/integration $(PYTEST_ARGS)
+	RIVERLENS_TEST_BROKERS=both $(BIN)/python -m pytest -m "not tls" tests/browser tests/integration $(PYTEST_ARGS)
 
 .PHONY: test-unit
 test-unit: $(VENV)/.installed-dev ## Only the tests that start no process
 	$(BIN)/python -m pytest tests/unit tests/property tests/golden tests/test_architecture.py tests/test_docs.py $(PYTEST_ARGS)
+
+.PHONY: test-tls
+test-tls: $(VENV)/.installed-dev ## The Kafka clients and the whole system on an Apache Kafka that asks for TLS and SASL
+	$(BIN)/python -m pytest -m tls tests/integration/test_kafka_tls.py $(PYTEST_ARGS)
 
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-dev ## Mutated pictures through the decoding processes: no crash, no hang, no leak (FUZZ_ARGS="--seconds 600 --seed 7")

@@ -228,7 +228,8 @@ def connect(settings: Settings, wait_s: float = 60.0, forward_logs: bool = False
     """Join the Ray cluster of this instance in the namespace `riverlens`; returns its address.
 
     Waits up to `wait_s` seconds for it to come up. Does nothing in a process that has joined
-    already. `forward_logs` prints what the actors that this process starts print.
+    already. `forward_logs` prints what the cluster's actors print: on a cluster of this instance all of them, on
+    one that others may use those that this process starts.
 
     Raises:
         Unavailable: no cluster within the time; retryable.
@@ -259,6 +260,9 @@ def connect(settings: Settings, wait_s: float = 60.0, forward_logs: bool = False
         ray.init(address, namespace=RAY_NAMESPACE, configure_logging=False, log_to_driver=forward_logs)
     except (ConnectionError, RuntimeError) as error:
         raise Unavailable(f"the Ray cluster at {address} refused this process: {error}") from error
+    if settings.ray_address is None:
+        # An actor outlives the process that started it, and is then no job's of any process that could print for it.
+        ray._private.worker.global_worker._filter_logs_by_job = False
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # ray.init replaces it
     if settings.ray_address is None:

@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """The lowest level that is logged."""
 
+    access_log: Literal["all", "failed", "none"] = "failed"
+    """Which requests leave a line in the log of the API: all, those answered with 5xx or cut off, or none."""
+
     http_host: str = "127.0.0.1"
     """Address the HTTP server listens on."""
 

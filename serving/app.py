@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from fastapi import FastAPI
@@ -101,7 +101,7 @@ def create_app(dependencies: Dependencies) -> FastAPI:
         rates=Rates(settings.rate_limit_per_s, settings.rate_limit_burst),
         max_body_bytes=settings.max_image_bytes + FORM_SLACK_BYTES,
     )
-    app.add_middleware(RequestRecord, metrics=metrics)
+    app.add_middleware(RequestRecord, metrics=metrics, access_log=settings.access_log)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
@@ -135,11 +135,12 @@ class _Caller:
 
 
 class RequestRecord:
-    """Gives every request its id, answers unexpected errors, counts, and logs one line per request."""
+    """Gives every request its id, answers unexpected errors, counts, and logs the lines that `access_log` asks for."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: Literal["all", "failed", "none"]) -> None:
         self._app = app
         self._metrics = metrics
+        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -205,6 +206,9 @@ class RequestRecord:
         self._metrics.http_seconds.labels(method, route or "none").observe(duration_s)
         if request.url.path in _QUIET and status != 500:
             return
+        failed = status == 0 or status >= 500
+        if self._access_log == "none" or (self._access_log == "failed" and not failed):
+            return
         fields: dict[str, object] = {
             LogField.METHOD: request.method,
             LogField.ROUTE: route or request.url.path,
@@ -212,7 +216,7 @@ class RequestRecord:
             LogField.DURATION_S: round(duration_s, 6),
             **line,
         }
-        _log.info("request", **fields)
+        (_log.warning if failed else _log.info)("request", **fields)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

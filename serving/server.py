@@ -48,7 +48,7 @@ def main() -> int:
 
 def _serve(settings: Settings, stopping: threading.Event) -> int:
     bootstrap_servers(settings, _START_TIMEOUT_S)
-    # The supervisor prints what every actor logs, the replicas of the API among them.
+    # The supervisor prints what every actor and replica of a cluster of this instance logs.
     connect(settings, _START_TIMEOUT_S)
     if not _await_collection(settings, stopping):
         return 0

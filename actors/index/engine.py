@@ -17,6 +17,7 @@ from actors.index.applying import effect_of
 from actors.index.codes import Codec
 from actors.index.filters import FilterIndex
 from actors.index.graph_files import Saved
+from actors.index.linking import link
 from actors.index.manifest import SnapshotFacts
 from actors.index.recall import RecallSampler
 from actors.index.rows import Position
@@ -351,8 +352,8 @@ class ShardEngine:
     def checkpoint(self, folder: Path) -> SnapshotFacts:
         """Write store, graph and filter index, as of one moment, to `folder`, which must not be there.
 
-        Files that never change are hard links, so `folder` lies on the same file system. Opening it
-        as an engine's path gives this engine back, without building its graph.
+        Files that never change are hard links, or copies on another file system; these are not synced to the disk.
+        Opening it as an engine's path gives this engine back, without building its graph.
         """
         with self._saving:
             self._save_graph()
@@ -362,7 +363,7 @@ class ShardEngine:
                 progress = self._store.progress
                 filter_files.save(folder / self._filters_file.name, self._segments.dump_filters(), progress.positions)
             if self._graph_file.exists():
-                (folder / self._graph_file.name).hardlink_to(self._graph_file)
+                link(self._graph_file, folder / self._graph_file.name)
         return SnapshotFacts(
             fingerprint=self.parameters.fingerprint,
             dimension=self.parameters.dimension,

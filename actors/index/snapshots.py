@@ -17,6 +17,7 @@ from pathlib import Path
 
 import structlog
 
+from actors.index.linking import link
 from actors.index.manifest import (
     Manifest,
     SnapshotDamaged,
@@ -275,7 +276,7 @@ class _Restore:
             path.parent.mkdir(parents=True, exist_ok=True)
             # What may be written to later must not share its bytes with a snapshot, nor with a twin.
             if file.name.endswith(_IMMUTABLE) or (source.parent == self._fetched and source.stat().st_nlink == 1):
-                _link(source, path)
+                link(source, path)
             else:
                 shutil.copyfile(source, path)
             _sync(path)
@@ -326,14 +327,6 @@ def _time_of(snapshot_id: str) -> int:
 def _inode(path: Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size
-
-
-def _link(source: Path, path: Path) -> None:
-    try:
-        path.hardlink_to(source)
-    except OSError:
-        # Another file system, or one without hard links.
-        shutil.copyfile(source, path)
 
 
 def _checksum(path: Path) -> str:

@@ -30,6 +30,7 @@ PROBE_TIMEOUT_S = 2.0
 REQUEST_TIMEOUT_S = 10.0
 _FIRST_NOTICE_S = 1.0
 _SYSLOG_CRITICAL = 2
+_REFUSALS = frozenset({KafkaError._SSL, KafkaError._AUTHENTICATION})
 
 # Codes of librdkafka and of brokers that say "not now" rather than "never".
 _UNAVAILABLE = frozenset(
@@ -177,6 +178,20 @@ def translated(call: Callable[[], _Answer], what: str) -> _Answer:
 
 
 def _probe(settings: Settings) -> None:
-    """Ask the broker for its metadata once; raises BrokerUnavailable."""
-    admin = AdminClient(confluent_config(settings))
-    translated(lambda: admin.list_topics(timeout=PROBE_TIMEOUT_S), "asking the broker for its topics")
+    """Ask the broker for its metadata once; raises BrokerUnavailable, which names what TLS or SASL refused."""
+    refusals: list[str] = []
+
+    def note(error: KafkaError) -> None:
+        if error.code() in _REFUSALS:
+            refusals.append(error.str())
+
+    asking: dict[str, Any] = {**confluent_config(settings), "error_cb": note}
+    admin = AdminClient(asking)
+    try:
+        translated(lambda: admin.list_topics(timeout=PROBE_TIMEOUT_S), "asking the broker for its topics")
+    except BrokerUnavailable as error:
+        # The call itself knows only that nobody answered.
+        admin.poll(0)
+        if not refusals:
+            raise
+        raise BrokerUnavailable(f"{error.detail}: {refusals[-1]}") from error

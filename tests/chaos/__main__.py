@@ -26,6 +26,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
     parser.add_argument("--faults", default="", help="names, separated by commas; each in turn instead of at random")
     parser.add_argument("--times", type=int, default=1, help="with --faults: how often the whole list")
+    parser.add_argument(
+        "--calm", type=float, default=3.0, help="seconds of undisturbed load between faults, in the mean"
+    )
     parser.add_argument("--broker", choices=("kafka", "memory"), default="kafka")
     parser.add_argument("--list", action="store_true", help="print the names of the faults")
     return parser.parse_args()
@@ -80,7 +83,13 @@ def main() -> int:
             del known[DiskFull.name]
         try:
             running.start()
-            verdict = run_chaos(Target(running), _selection(arguments, known), folder / "history.jsonl", arguments.seed)
+            verdict = run_chaos(
+                Target(running),
+                _selection(arguments, known),
+                folder / "history.jsonl",
+                arguments.seed,
+                calm_s=arguments.calm,
+            )
         finally:
             running.end()
             if mounted:

@@ -1,19 +1,32 @@
 """Proves from a history alone that nothing acknowledged was lost, doubled or brought back. Pure: no I/O, no clock.
 
-Writes of one id follow each other, so its possible states are a small set: one state after every
-acknowledged write, and two after one whose outcome nobody knows (the one before it, or its own).
+Writes of one id follow each other, so its possible states are a small set: one state after every acknowledged
+write, and two after one whose outcome nobody knows (the one before it, or its own) or that has a dead letter.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from tests.chaos.history import Event, FinalImage, FinalListing, Receipt, Search, Write
+from msgspec import Struct
+
+from tests.chaos.history import Event, FinalImage, FinalLetter, FinalListing, Receipt, Search, Write
 
 ABSENT = 0
 """The version of an id that is not there."""
+
+
+class State(Struct, frozen=True):
+    """What an id may be: the version and picture it shows, and the offset of the rejection that its page tells of."""
+
+    version: int = ABSENT
+    picture: int | None = None
+    rejection_offset: int | None = None
+
+
+Letters = Mapping[Receipt, FinalLetter]
 
 
 def check(events: Iterable[Event]) -> list[str]:
@@ -25,23 +38,34 @@ def check(events: Iterable[Event]) -> list[str]:
             writes.setdefault(event.image_id, []).append(event)
     for of_one in writes.values():
         of_one.sort(key=lambda write: write.start_s)
-    broken = [problem for of_one in writes.values() for problem in _check_writes(of_one)]
+    letters = {event.receipt: event for event in events if isinstance(event, FinalLetter)}
+    broken = [problem for of_one in writes.values() for problem in _check_writes(of_one, letters)]
+    broken += [
+        f"{letter.image_id} at {letter.receipt} was rejected for good with {letter.code}, and it is a good picture"
+        for letter in letters.values()
+        if not letter.retryable
+    ]
     for event in events:
         if isinstance(event, Search):
-            broken += _check_search(event, writes.get(event.image_id, []), writes)
-    return broken + _check_end(events, writes)
+            broken += _check_search(event, writes.get(event.image_id, []), writes, letters)
+    return broken + _check_end(events, writes, letters)
 
 
-def _check_writes(writes: Sequence[Write]) -> list[str]:
+def _check_writes(writes: Sequence[Write], letters: Letters) -> list[str]:
     broken = [
         f"{write.kind} of {write.image_id} was answered {write.status} {write.code}, which is not retryable"
         for write in writes
-        if write.outcome != "ok" and write.status is not None and not write.retryable
+        if write.outcome in {"refused", "unknown"} and write.status is not None and not write.retryable
+    ]
+    broken += [
+        f"{write.kind} of {write.image_id} was answered as rejected, and {write.receipt} is no dead letter"
+        for write in writes
+        if write.outcome == "rejected" and write.receipt not in letters
     ]
     for before, after in itertools.pairwise(writes):
         if after.start_s < before.end_s:
             broken.append(f"the workload is wrong: writes of {before.image_id} overlap")
-    acknowledged = [write for write in writes if write.outcome == "ok"]
+    acknowledged = [write for write in writes if write.outcome in {"ok", "rejected"}]
     broken += [
         f"{write.kind} of {write.image_id} was acknowledged without a receipt"
         for write in acknowledged
@@ -59,7 +83,9 @@ def _precedes(before: Write, after: Write) -> bool:
     return before.receipt.partition == after.receipt.partition and before.receipt.offset < after.receipt.offset
 
 
-def _check_search(search: Search, writes: Sequence[Write], all_writes: dict[str, list[Write]]) -> list[str]:
+def _check_search(
+    search: Search, writes: Sequence[Write], all_writes: dict[str, list[Write]], letters: Letters
+) -> list[str]:
     told = f"the search for {search.image_id} at {search.start_s:.2f} s"
     if search.status is None:
         return []
@@ -79,9 +105,9 @@ def _check_search(search: Search, writes: Sequence[Write], all_writes: dict[str,
     broken += [
         f"{told} returned {image_id}, whose deletion it says is applied"
         for image_id in search.hits
-        if _is_surely_gone(search, all_writes.get(image_id, []))
+        if _is_surely_gone(search, all_writes.get(image_id, []), letters)
     ]
-    if not partial and _must_be_found(search, writes) and search.image_id not in search.hits:
+    if not partial and _must_be_found(search, writes, letters) and search.image_id not in search.hits:
         broken.append(f"{told} does not have it, though it says its receipt is applied: {search.applied_offsets}")
     return broken
 
@@ -90,42 +116,71 @@ def _is_applied(search: Search, receipt: Receipt) -> bool:
     return search.applied_offsets.get(receipt.partition, -1) >= receipt.offset
 
 
-def _settled(search: Search, writes: Sequence[Write]) -> Write | None:
-    """The last write before the search if it was acknowledged and its effect is claimed; None if in doubt."""
+def _settled(search: Search, writes: Sequence[Write]) -> Sequence[Write]:
+    """The writes before the search if the last was acknowledged and its effect is claimed; none if in doubt."""
     if any(write.start_s < search.end_s and write.end_s > search.start_s for write in writes):
-        return None
+        return []
     before = [write for write in writes if write.end_s <= search.start_s and write.outcome != "refused"]
-    if not before or before[-1].outcome != "ok":
-        return None
+    if not before or before[-1].outcome == "unknown":
+        return []
     last = before[-1]
-    return last if last.receipt is not None and _is_applied(search, last.receipt) else None
+    return before if last.receipt is not None and _is_applied(search, last.receipt) else []
 
 
-def _must_be_found(search: Search, writes: Sequence[Write]) -> bool:
-    last = _settled(search, writes)
-    return last is not None and last.kind != "delete" and last.picture == search.picture
+def _must_be_found(search: Search, writes: Sequence[Write], letters: Letters) -> bool:
+    before = _settled(search, writes)
+    return bool(before) and all(
+        state.version != ABSENT and state.picture == search.picture for state in _possible_states(before, letters)
+    )
 
 
-def _is_surely_gone(search: Search, writes: Sequence[Write]) -> bool:
-    last = _settled(search, writes)
-    return last is not None and last.kind == "delete"
+def _is_surely_gone(search: Search, writes: Sequence[Write], letters: Letters) -> bool:
+    before = _settled(search, writes)
+    return bool(before) and all(state.version == ABSENT for state in _possible_states(before, letters))
 
 
-def _possible_versions(writes: Sequence[Write]) -> set[int]:
-    """Versions an id may have after its writes; ABSENT where it may be gone."""
-    possible = {ABSENT}
+def _possible_states(writes: Sequence[Write], letters: Letters) -> set[State]:
+    """The states an id may be in after its writes."""
+    known = {write.receipt for write in writes}
+    possible = {State()}
     for write in writes:
+        after = {_after(state, write) for state in possible}
+        letter = letters.get(write.receipt) if write.receipt is not None else None
         match write.outcome:
-            case "ok":
-                possible = {write.version}
-            case "unknown":
-                possible |= {write.version}
             case "refused":
                 pass
+            case "unknown":
+                # A letter that belongs to no receipt may be this one's.
+                at = [place for place, other in letters.items() if other.image_id == write.image_id]
+                possible |= after | _rejected(possible, [place for place in at if place not in known])
+            case "rejected" if letter is not None:
+                possible = _rejected(possible, [letter.receipt])
+            case "ok" if letter is not None:
+                possible = after | _rejected(possible, [letter.receipt])
+            case _:
+                possible = after
     return possible
 
 
-def _check_end(events: Sequence[Event], writes: dict[str, list[Write]]) -> list[str]:
+def _rejected(possible: Iterable[State], places: Sequence[Receipt]) -> set[State]:
+    return {State(state.version, state.picture, place.offset) for state in possible for place in places}
+
+
+def _after(state: State, write: Write) -> State:
+    match write.kind:
+        case "delete":
+            return State()
+        case "upload":
+            return State(write.version, write.picture)
+        case "patch" if state.version == ABSENT and state.rejection_offset is not None:
+            # The payload waits for a picture that never came.
+            return state
+        case "patch":
+            picture = write.picture if state.version == ABSENT else state.picture
+            return State(write.version, picture, state.rejection_offset)
+
+
+def _check_end(events: Sequence[Event], writes: dict[str, list[Write]], letters: Letters) -> list[str]:
     finals = {event.image_id: event for event in events if isinstance(event, FinalImage)}
     listings = [event for event in events if isinstance(event, FinalListing)]
     if not listings:
@@ -133,14 +188,17 @@ def _check_end(events: Sequence[Event], writes: dict[str, list[Write]]) -> list[
     broken = []
     there = set()
     for image_id, of_one in writes.items():
-        possible = _possible_versions(of_one)
+        possible = _possible_states(of_one, letters)
         final = finals.get(image_id)
         if final is None:
             broken.append(f"{image_id} was not looked at in the end")
             continue
         version = ABSENT if final.version is None else final.version
-        if version not in possible:
-            broken.append(_told_of_end(image_id, version, possible))
+        versions = {state.version for state in possible}
+        if version not in versions:
+            broken.append(_told_of_end(image_id, version, versions))
+        elif (version, final.rejection_offset) not in {(state.version, state.rejection_offset) for state in possible}:
+            broken.append(f"{image_id} has version {version} and tells of a rejection at {final.rejection_offset}")
         if version != ABSENT:
             there.add(image_id)
         if final.found != (version != ABSENT):

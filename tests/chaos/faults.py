@@ -13,19 +13,34 @@ from tests.chaos.target import Target
 # What the Kafka client of Faust says while it cannot reach its broker; it tries again ten times a second.
 BROKER_AWAY = (
     r'"event": "(Unable connect to node|Unable to update metadata|Group Coordinator Request failed)',
-    r'"event": "Failed fetch messages',
-    r'"event": "(Error sending (Heartbeat|OffsetCommit|JoinGroup|SyncGroup)Request|Heartbeat send request failed)',
+    r'"event": "Failed fetch (messages|offsets) from',
+    r'"event": "Heartbeat session expired - marking coordinator dead',
+    r'"event": "Error sending (Heartbeat|OffsetCommit|OffsetFetch|JoinGroup|SyncGroup)Request',
+    r'"event": "Heartbeat send request failed',
     r'"event": "Unable to request metadata',
+)
+# A worker that finds out that it stood still ends; its Kafka client has lost its coordinator by then.
+STOOD_STILL = (
+    *BROKER_AWAY,
+    r'"event": "OffsetCommit failed for group \S+ due to group error .*, will rejoin',
+    r'"event": "\[\^--CommittingThread\]: Thread keepalive is not responding',
+    r"Crashed reason=Unavailable\(",
+    r'"event": "ingest failed"',
 )
 
 
 class Fault(ABC):
-    """One kind of harm. `expected` are patterns of ERROR lines that it may cause; any other one fails the run."""
+    """One kind of harm.
+
+    `expected` are patterns of ERROR lines that it may cause, `rejects` codes of dead letters; any other
+    one fails the run.
+    """
 
     name: str
     hold_s: float = 0.0
     needs_kafka = False
     expected: tuple[str, ...] = ()
+    rejects: frozenset[str] = frozenset()
 
     @abstractmethod
     def apply(self, target: Target, rng: random.Random) -> None:
@@ -92,7 +107,7 @@ def faults() -> dict[str, Fault]:
         Kill("raylet", "the ray head ended by itself"),
         Kill("ray"),
         Pause("kafka", 60.0, *BROKER_AWAY),
-        Pause("ingest", 20.0),
+        Pause("ingest", 20.0, *STOOD_STILL),
         Pause("shard", 20.0),
     ]
     return {fault.name: fault for fault in known}

@@ -13,8 +13,9 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-Outcome = Literal["ok", "refused", "unknown"]
-"""`ok`: acknowledged. `refused`: answered with an error that says nothing was done. `unknown`: perhaps done."""
+Outcome = Literal["ok", "rejected", "refused", "unknown"]
+"""`ok`: acknowledged. `rejected`: answered that the event was logged, and led to nothing. `refused`: answered with an
+error that says nothing was done. `unknown`: perhaps done."""
 
 
 class Receipt(Struct, frozen=True):
@@ -78,6 +79,20 @@ class FinalImage(Struct, frozen=True, tag="final_image", kw_only=True):
     version: int | None
     found: bool
     """Whether a search by the picture it last showed has it among the hits."""
+    rejection_offset: int | None = None
+    """Offset of the last rejected upload that its page shows."""
+
+
+class FinalLetter(Struct, frozen=True, tag="final_letter", kw_only=True):
+    """A dead letter at the end: the event at this receipt was reported to have led to nothing.
+
+    A worker that ends between the letter and its marker reads the event again, and may then accept it.
+    """
+
+    image_id: str
+    receipt: Receipt
+    code: str
+    retryable: bool
 
 
 class FinalListing(Struct, frozen=True, tag="final_listing", kw_only=True):
@@ -87,7 +102,7 @@ class FinalListing(Struct, frozen=True, tag="final_listing", kw_only=True):
     points: int
 
 
-Event = Write | Search | FaultEvent | FinalImage | FinalListing
+Event = Write | Search | FaultEvent | FinalImage | FinalLetter | FinalListing
 
 
 class History:

@@ -22,6 +22,8 @@ class ObjectsFail(Fault):
     """The object store answers 503, slowly, or with half of every body for a while."""
 
     hold_s = 15.0
+    # Fetches are tried again for a while; what cannot be had by then is to be redriven.
+    rejects = frozenset({"object_store_unavailable", "object_damaged"})
 
     def __init__(self, proxy: ObjectProxy, mode: Mode) -> None:
         self.name = f"objects-{mode}"

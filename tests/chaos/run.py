@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from tests.chaos.checker import check
 from tests.chaos.faults import Fault, allowed_errors
-from tests.chaos.history import FaultEvent, History, Search, Write
+from tests.chaos.history import FaultEvent, FinalLetter, History, Search, Write
 from tests.chaos.target import Target
 from tests.chaos.workload import Workload
 
@@ -96,6 +96,12 @@ def run_chaos(
     if not problems:
         workload.look_at_everything()
         problems += check(history.events)
+        explained = frozenset[str]().union(*(fault.rejects for fault in applied))
+        problems += [
+            f"{letter.image_id} at {letter.receipt} is a dead letter with {letter.code}, which no fault explains"
+            for letter in history.events
+            if isinstance(letter, FinalLetter) and letter.code not in explained
+        ]
     problems += [f"logged at ERROR: {line[:1000]}" for line in target.errors(allowed_errors(applied), log_begins)]
     return Verdict(results, problems, _counts(history))
 
@@ -120,6 +126,7 @@ def _counts(history: History) -> dict[str, int]:
         "writes acknowledged": sum(write.outcome == "ok" for write in writes),
         "writes of unknown outcome": sum(write.outcome == "unknown" for write in writes),
         "writes refused": sum(write.outcome == "refused" for write in writes),
+        "dead letters": sum(isinstance(event, FinalLetter) for event in history.events),
         "images": len({write.image_id for write in writes}),
         "searches whole": sum(search.status == 200 and search.degraded is False for search in searches),
         "searches declared partial": sum(search.status == 200 and search.degraded is not False for search in searches),

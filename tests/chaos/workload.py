@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from msgspec import Struct
 
-from tests.chaos.history import FinalImage, FinalListing, History, Outcome, Receipt, Search, Write
+from tests.chaos.history import FinalImage, FinalLetter, FinalListing, History, Outcome, Receipt, Search, Write
 from tests.integration.pictures import new_picture
 from tests.integration.system import eventually
 
@@ -23,6 +23,7 @@ _LOOKING = 6
 _APPLIED_WITHIN_S = 120.0
 _COLLECTION = "/v1/collections/images"
 _IMAGES = f"{_COLLECTION}/images"
+_LETTERS = f"{_COLLECTION}/dead-letters"
 _SEARCH = f"{_COLLECTION}/search"
 
 
@@ -36,13 +37,16 @@ class Known(Struct):
 
 
 class Api:
-    """The calls of the workload; each is written to the history. Thread-safe."""
+    """The calls of the workload; each is written to the history. Thread-safe.
+
+    A write returns None, and is no part of the history, when nobody listened: then nothing was sent.
+    """
 
     def __init__(self, base_url: str, history: History) -> None:
         self._http = httpx.Client(base_url=base_url, timeout=_TIMEOUT_S)
         self._history = history
 
-    def upload(self, image_id: str, version: int, picture: int, wait: str) -> Write:
+    def upload(self, image_id: str, version: int, picture: int, wait: str) -> Write | None:
         """Upload the picture drawn from the seed `picture`."""
         data = new_picture(picture, 96)
         return self._write(
@@ -56,14 +60,14 @@ class Api:
             ),
         )
 
-    def delete(self, known: Known, wait: str) -> Write:
+    def delete(self, known: Known, wait: str) -> Write | None:
         """Delete an id."""
         gone = Known(known.image_id, 0, known.picture)
         return self._write(
             gone, "delete", lambda: self._http.delete(f"{_IMAGES}/{known.image_id}", params={"wait": wait})
         )
 
-    def patch(self, known: Known, version: int, wait: str) -> Write:
+    def patch(self, known: Known, version: int, wait: str) -> Write | None:
         """Change the payload of an id to another version."""
         changed = Known(known.image_id, version, known.picture)
         body = {"payload": {"version": version, "picture": known.picture}}
@@ -73,13 +77,15 @@ class Api:
             lambda: self._http.patch(f"{_IMAGES}/{known.image_id}", params={"wait": wait}, json=body),
         )
 
-    def _write(self, after: Known, kind: Any, call: Any) -> Write:
+    def _write(self, after: Known, kind: Any, call: Any) -> Write | None:
         start_s = time.monotonic()
         status: int | None = None
         body: dict[str, Any] = {}
         try:
             response = call()
             status, body = response.status_code, _json(response)
+        except httpx.ConnectError:
+            return None
         except httpx.TransportError:
             outcome: Outcome = "unknown"
         else:
@@ -157,9 +163,31 @@ class Api:
             image_id=known.image_id,
             version=payload.get("version", -1) if there else None,
             found=known.image_id in hits,
+            rejection_offset=(body.get("rejection") or {}).get("offset"),
         )
         self._history.add(final)
         return final
+
+    def list_letters(self) -> None:
+        """Write down every dead letter."""
+        eventually(lambda: self._http.get(_LETTERS).raise_for_status().json()["unread"] == 0, _APPLIED_WITHIN_S)
+        cursor: str | None = None
+        while True:
+            params = {"state": "any", "limit": "500", **({"cursor": cursor} if cursor else {})}
+            page = self._http.get(_LETTERS, params=params).raise_for_status().json()
+            for letter in page["dead_letters"]:
+                partition, _, offset = letter["id"].partition("-")
+                self._history.add(
+                    FinalLetter(
+                        image_id=letter["image_id"] or "",
+                        receipt=Receipt(int(partition), int(offset)),
+                        code=letter["code"],
+                        retryable=letter["retryable"],
+                    )
+                )
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
 
     def list_all(self) -> FinalListing:
         """Every id of the listing, and the points that the shards count."""
@@ -220,6 +248,8 @@ class Workload:
             picture = self._picture(99, number)
             known = Known(f"canary-{number}", 1, picture)
             write = api.upload(known.image_id, 1, picture, "searchable")
+            if write is None:
+                return False
             self._publish(known, write)
             if write.outcome != "ok" or write.status != 201:
                 return False
@@ -237,6 +267,7 @@ class Workload:
             with ThreadPoolExecutor(_LOOKING) as pool:
                 list(pool.map(api.look_at, list(self._latest.values())))
             api.list_all()
+            api.list_letters()
         finally:
             api.close()
 
@@ -265,20 +296,25 @@ class Workload:
             wait = "searchable" if rng.random() < 0.2 else "logged"
             picture = self._picture(writer, number)
             choice = rng.random()
+            taken_from: list[Known] = []
             if choice < 0.12 and gone:
-                known = gone.pop(rng.randrange(len(gone)))
+                taken_from, known = gone, gone.pop(rng.randrange(len(gone)))
                 write = api.upload(known.image_id, number, picture, wait)
             elif choice < 0.5 or not mine:
                 known = Known(f"w{writer}-{number}", number, picture)
                 write = api.upload(known.image_id, number, picture, wait)
             else:
-                known = mine.pop(rng.randrange(len(mine)))
+                taken_from, known = mine, mine.pop(rng.randrange(len(mine)))
                 if choice < 0.67:
                     write = api.upload(known.image_id, number, picture, wait)
                 elif choice < 0.83:
                     write = api.patch(known, number, wait)
                 else:
                     write = api.delete(known, wait)
+            if write is None:
+                taken_from.append(known)
+                self._stopping.wait(1.0)
+                continue
             after = Known(known.image_id, write.version, write.picture)
             self._publish(after, write)
             if write.outcome != "ok":
@@ -314,6 +350,8 @@ def _json(response: httpx.Response) -> dict[str, Any]:
 def _outcome(status: int, body: dict[str, Any]) -> Outcome:
     if body.get("receipt") and (status < 300 or body.get("code") == "not_searchable_in_time"):
         return "ok"
+    if body.get("receipt") and body.get("code") == "image_rejected":
+        return "rejected"
     if status < 300:
         return "ok"
     # The event may be in the log although its confirmation did not come.

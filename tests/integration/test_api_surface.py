@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.integration.pictures import new_picture
-from tests.integration.system import RunningSystem
+from tests.integration.system import RunningSystem, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -105,6 +105,17 @@ def test_clicks_are_taken(system: RunningSystem) -> None:
     answer = system.search(text="anything", limit=1)
     body = {"request_id": answer["request_id"], "image_id": "any", "rank": 0}
     assert system.http.post("/v1/collections/images/clicks", json=body).status_code == 202
+
+
+def test_what_the_api_could_not_do_stands_on_the_console_of_up(system: RunningSystem) -> None:
+    early = {"text": "red", "min_receipt": {"partition": 0, "offset": 10**9}}
+    answers = [
+        system.http.post("/v1/collections/images/search", json=body, headers={"X-Request-ID": request_id})
+        for request_id, body in (("answered-well", {"text": "red"}), ("asked-too-early", early))
+    ]
+    assert [answer.status_code for answer in answers] == [200, 504]
+    eventually(lambda: b"asked-too-early" in system.log.read_bytes())
+    assert b"answered-well" not in system.log.read_bytes()
 
 
 def test_an_upload_above_the_limit_is_cut_off(system: RunningSystem) -> None:

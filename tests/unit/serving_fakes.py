@@ -466,8 +466,9 @@ def make_spec(name: str = "images", **changes: int | str | tuple[str, ...]) -> C
     return msgspec.structs.replace(spec, **changes)
 
 
-def make_system(home: Path, **settings: int | float) -> FakeSystem:
-    """A system with the collection `images`."""
-    system = FakeSystem(Settings(home=home, **{"search_deadline_ms": 2000, **settings}))  # type: ignore[arg-type]
+def make_system(home: Path, **settings: float | str) -> FakeSystem:
+    """A system with the collection `images`, which leaves a line for every request."""
+    usual: dict[str, float | str] = {"search_deadline_ms": 2000, "access_log": "all"}
+    system = FakeSystem(Settings(home=home, **{**usual, **settings}))  # type: ignore[arg-type]
     system.add(make_spec())
     return system

@@ -46,7 +46,7 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(make_system(tmp_path, auth="on"))  # type: ignore[arg-type]
+    made = World(make_system(tmp_path, auth="on"))
     yield made
     for client in made.clients:
         await client.aclose()
@@ -214,7 +214,7 @@ async def test_a_page_is_as_long_as_ever(world: World) -> None:
 
 @pytest.mark.parametrize("fields", [(), ("caption",), ("visibility",)])
 async def test_a_collection_without_the_fields_leaks_nothing(tmp_path: Path, fields: tuple[str, ...]) -> None:
-    system = make_system(tmp_path, auth="on")  # type: ignore[arg-type]
+    system = make_system(tmp_path, auth="on")
     system.specs["images"] = make_spec(filter_fields=fields)
     world = World(system)
     ada, bob, _ = await _private(world)
@@ -363,7 +363,7 @@ async def test_without_keys_the_one_user_sees_everything(tmp_path: Path) -> None
 
 
 async def test_a_key_has_its_rate_and_no_other_suffers(tmp_path: Path) -> None:
-    world = World(make_system(tmp_path, auth="on", rate_limit_per_s=0.01, rate_limit_burst=3))  # type: ignore[arg-type]
+    world = World(make_system(tmp_path, auth="on", rate_limit_per_s=0.01, rate_limit_burst=3))
     ada, bob, nobody = await world.of("ada"), await world.of("bob"), world.client()
     assert [(await ada.get("/v1/collections")).status_code for _ in range(4)] == [200, 200, 200, 429]
     refused = await ada.get("/v1/collections")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from tests.chaos.checker import check
 from tests.chaos.history import (
     Event,
     FinalImage,
+    FinalLetter,
     FinalListing,
     History,
     Receipt,
@@ -48,11 +50,17 @@ FOUND = Search(
     shards_answered=2,
     applied_offsets={0: 8, 1: 3},
 )
+A2_LETTER = FinalLetter(image_id="a", receipt=Receipt(0, 7), code="object_store_unavailable", retryable=True)
+A2_MISSED = msgspec.structs.replace(FOUND, hits=("b",))
+OLD_AND_REJECTED = FinalImage(image_id="a", version=1, found=True, rejection_offset=7)
 THERE = FinalImage(image_id="a", version=2, found=True)
 GONE = FinalImage(image_id="a", version=None, found=False)
 
 
-def but(event: Event, **changes: object) -> Event:
+E = TypeVar("E", bound=Event)
+
+
+def but(event: E, **changes: object) -> E:
     return msgspec.structs.replace(event, **changes)
 
 
@@ -81,6 +89,34 @@ GOOD: dict[str, list[Event]] = {
     "cut off, and done": [A1, A2, CUT, *end(FinalImage(image_id="a", version=3, found=True))],
     "cut off, and not done": [A1, A2, CUT, *end()],
     "refused for now": [A1, A2, but(CUT, outcome="refused", status=503, retryable=True), *end()],
+    "reported rejected, and the picture before it is still there": [
+        A1,
+        A2,
+        A2_MISSED,
+        A2_LETTER,
+        *end(OLD_AND_REJECTED),
+    ],
+    "answered as rejected": [
+        A1,
+        but(A2, outcome="rejected", status=422, code="image_rejected", retryable=False),
+        A2_LETTER,
+        *end(OLD_AND_REJECTED),
+    ],
+    "a dead letter, and accepted when it was read again": [A1, A2, FOUND, A2_LETTER, *end()],
+    "never more than rejected, and its payload changed": [
+        but(A1, receipt=Receipt(0, 7)),
+        but(A2, kind="patch", picture=11, receipt=Receipt(0, 8)),
+        but(A2_MISSED, picture=11),
+        A2_LETTER,
+        *end(but(GONE, rejection_offset=7), ()),
+    ],
+    "rejected, and deleted": [A1, A2, A_GONE, A2_LETTER, *end(GONE, ())],
+    "cut off, and rejected": [
+        A1,
+        CUT,
+        but(A2_LETTER, receipt=Receipt(0, 8)),
+        *end(but(OLD_AND_REJECTED, rejection_offset=8)),
+    ],
     "a search that was refused for now": [A1, A2, but(FOUND, status=503, retryable=True, hits=()), *end()],
 }
 
@@ -110,8 +146,25 @@ BAD: dict[str, tuple[str, list[Event]]] = {
     "listed and unknown": ("nobody knows", [A1, A2, *end(THERE, ("a", "z"), 1)]),
     "not listed": ("lacks", [A1, A2, *end(THERE, (), 1)]),
     "a point too many": ("2 points for 1", [A1, A2, *end(THERE, ("a",), 2)]),
-    "there, and a search does not find it": ("finds it: False", [A1, A2, *end(but(THERE, found=False))]),  # type: ignore[arg-type]
-    "gone, and a search finds it": ("finds it: True", [A1, A2, A_GONE, *end(but(GONE, found=True), ())]),  # type: ignore[arg-type]
+    "there, and a search does not find it": ("finds it: False", [A1, A2, *end(but(THERE, found=False))]),
+    "gone, and a search finds it": ("finds it: True", [A1, A2, A_GONE, *end(but(GONE, found=True), ())]),
+    "rejected and no dead letter": (
+        "is no dead letter",
+        [A1, but(A2, outcome="rejected", status=422, code="image_rejected"), *end(OLD_AND_REJECTED)],
+    ),
+    "rejected for good": ("for good", [A1, A2, but(A2_LETTER, retryable=False), *end(OLD_AND_REJECTED)]),
+    "a dead letter of another event explains nothing": (
+        "receipt is applied",
+        [A1, A2, A2_MISSED, but(A2_LETTER, receipt=Receipt(0, 5)), *end()],
+    ),
+    "a dead letter, and a page that tells of none": (
+        "tells of a rejection at None",
+        [A1, A2, A2_LETTER, *end(but(OLD_AND_REJECTED, rejection_offset=None))],
+    ),
+    "lost in spite of a dead letter of its successor": (
+        "is lost",
+        [A1, A2, A2_LETTER, *end(but(GONE, rejection_offset=7), ())],
+    ),
     "not looked at": ("not looked at", [A1, A2, FinalListing(ids=("a",), points=1)]),
     "no end": ("no end", [A1, A2]),
 }

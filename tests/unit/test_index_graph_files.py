@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -310,6 +311,22 @@ def test_a_checkpoint_is_the_engine_as_of_one_moment(tmp_path: Path) -> None:
     assert_good(then, tmp_path / "copy")
     assert_good(log, tmp_path / "later")
     assert_good(log, tmp_path / "store")
+
+
+def test_a_checkpoint_on_another_file_system_is_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = closed(tmp_path / "store")
+    log.engine = ShardEngine(tmp_path / "store", PARAMETERS)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    log.engine.checkpoint(tmp_path / "copy")
+    log.engine.close()
+    graph = tmp_path / "copy" / "graph"
+    assert graph.read_bytes() == (tmp_path / "store" / "graph").read_bytes()
+    assert graph.stat().st_nlink == 1
+    assert_good(log, tmp_path / "copy")
 
 
 def test_a_graph_that_lost_all_its_points_is_saved_and_read(tmp_path: Path) -> None:

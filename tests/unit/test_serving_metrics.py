@@ -225,6 +225,28 @@ async def test_a_request_that_failed_leaves_its_line_too(
     assert LogField.COVERAGE not in line
 
 
+@pytest.mark.parametrize(
+    ("access_log", "lines"),
+    [
+        ("all", [("info", 200), ("info", 404), ("warning", 503)]),
+        ("failed", [("warning", 503)]),
+        ("none", []),
+    ],
+)
+async def test_a_setting_says_which_requests_leave_a_line(
+    tmp_path: Path, access_log: str, lines: list[tuple[str, int]]
+) -> None:
+    system = make_system(tmp_path, access_log=access_log)
+    app = create_app(system.dependencies())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        left = await lines_of(http, "POST", SEARCH, json={"text": "red"})
+        left += await lines_of(http, "POST", SEARCH, json={"image_id": "nobody"})
+        for shard in system.shards.values():
+            shard.down = True
+        left += await lines_of(http, "POST", SEARCH, json={"text": "red"})
+    assert [(line["log_level"], line[LogField.STATUS]) for line in left] == lines
+
+
 async def test_side_by_side_requests_never_mix_their_lines(http: httpx.AsyncClient) -> None:
     with structlog.testing.capture_logs() as lines:
         await asyncio.gather(
