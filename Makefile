@@ -60,6 +60,10 @@ test-brokers: $(VENV)/.installed-dev ## The tests of the whole system, all of th
 test-unit: $(VENV)/.installed-dev ## Only the tests that start no process
 	$(BIN)/python -m pytest tests/unit tests/property tests/golden tests/test_architecture.py tests/test_docs.py $(PYTEST_ARGS)
 
+.PHONY: dashboards
+dashboards: $(VENV)/.installed-dev ## Write the Grafana dashboards and the alert rules of infra/monitoring from the metric names
+	$(BIN)/python -m infra.monitoring
+
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-dev ## Mutated pictures through the decoding processes: no crash, no hang, no leak (FUZZ_ARGS="--seconds 600 --seed 7")
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
