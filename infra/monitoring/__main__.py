@@ -20,7 +20,7 @@ _HEADER = "# Generated from contract/telemetry.py and infra/monitoring/alerts.py
 def generated() -> dict[Path, str]:
     """Every generated file, with what belongs into it."""
     files = {}
-    for built in (overview().build(), searches().build(), ingest_and_shards().build()):
+    for built in (overview(), searches(), ingest_and_shards()):
         text = json.dumps(built, cls=JSONEncoder, sort_keys=True, indent=2)
         files[FOLDER / "grafana" / "dashboards" / f"{built.uid}.json"] = f"{text}\n"
     rules = yaml.safe_dump(rule_file(), sort_keys=False, width=1000, allow_unicode=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
-from grafana_foundation_sdk.builders.dashboard import Dashboard
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from contract import telemetry as t
 from infra.monitoring import objectives as o
@@ -36,10 +36,10 @@ _SHARD_LEGEND = "{{collection}}/{{shard}}"
 _REPLICA_LEGEND = "{{collection}}/{{shard}}/{{replica}}"
 
 
-def _now(metric: t.Metric, *by: str, operation: str = "max") -> str:
+def _now(metric: t.Metric, *by: str, operation: Literal["max", "min"] = "max") -> str:
     """A gauge, whichever replica of the API tells it."""
     labels = {"collection": _C} if "collection" in metric.labels else {}
-    return over("max" if operation == "max" else "min", select(metric, **labels), *by)
+    return over(operation, select(metric, **labels), *by)
 
 
 def _quantiles(metric: t.Metric, *by: str, legend: str = "", **labels: str) -> list[Query]:
@@ -48,10 +48,6 @@ def _quantiles(metric: t.Metric, *by: str, legend: str = "", **labels: str) -> l
 
 def _searchable_p99() -> str:
     return quantile(0.99, t.UPLOAD_TO_SEARCHABLE_SECONDS, collection=_C)
-
-
-def _coverage() -> str:
-    return mean(t.COVERAGE_RATIO, collection=_C)
 
 
 def _search_p99() -> str:

@@ -8,6 +8,7 @@ from typing import Final
 from grafana_foundation_sdk.builders import common, prometheus, stat, timeseries
 from grafana_foundation_sdk.builders import dashboard as dashboards
 from grafana_foundation_sdk.cog.builder import Builder
+from grafana_foundation_sdk.cog.variants import Dataquery
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.common import (
     BigValueColorMode,
@@ -19,6 +20,7 @@ from grafana_foundation_sdk.models.common import (
     TooltipDisplayMode,
 )
 from grafana_foundation_sdk.models.dashboard import (
+    Dashboard,
     DashboardCursorSync,
     DashboardLinkType,
     DataSourceRef,
@@ -76,12 +78,16 @@ class Limits(Struct, frozen=True):
         )
 
 
-def _targets(queries: Sequence[Query], *, instant: bool) -> list[Builder[object]]:
-    targets = []
-    for place, query in enumerate(queries):
-        target = prometheus.Dataquery().ref_id(chr(ord("A") + place)).expr(query.expression).datasource(SOURCE)
-        targets.append((target.instant() if instant else target.range()).legend_format(query.legend or "__auto"))
-    return targets  # type: ignore[return-value]
+def _targets(queries: Sequence[Query]) -> list[Builder[Dataquery]]:
+    return [
+        prometheus.Dataquery()
+        .ref_id(chr(ord("A") + place))
+        .expr(query.expression)
+        .datasource(SOURCE)
+        .range()
+        .legend_format(query.legend or "__auto")
+        for place, query in enumerate(queries)
+    ]
 
 
 def graph(
@@ -110,7 +116,7 @@ def graph(
             .show_legend(show_legend=True)
         )
         .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
-        .targets(_targets(queries, instant=False))
+        .targets(_targets(queries))
     )
     if top is not None:
         panel = panel.max(top)
@@ -133,7 +139,7 @@ def number(title: str, unit: str, query: Query, *, about: str, limits: Limits | 
         .graph_mode(BigValueGraphMode.AREA)
         .color_mode(BigValueColorMode.BACKGROUND if limits is not None else BigValueColorMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
-        .targets(_targets([query], instant=False))
+        .targets(_targets([query]))
     )
     return panel if limits is None else panel.thresholds(limits.build())
 
@@ -145,7 +151,7 @@ class Row(Struct, frozen=True):
     panels: tuple[AnyPanel, ...]
 
 
-def dashboard(uid: str, title: str, about: str, collections_of: Metric, rows: Sequence[Row]) -> dashboards.Dashboard:
+def dashboard(uid: str, title: str, about: str, collections_of: Metric, rows: Sequence[Row]) -> Dashboard:
     """A dashboard with a variable for the data source and one for the collections that `collections_of` knows."""
     built = (
         dashboards.Dashboard(title)
@@ -182,7 +188,10 @@ def dashboard(uid: str, title: str, about: str, collections_of: Metric, rows: Se
         built = built.with_row(dashboards.Row(row.title))
         for panel in row.panels:
             built = built.with_panel(panel)
-    return built
+    whole = built.build()
+    for number, placed in enumerate(whole.panels or [], 1):
+        placed.id_val = number
+    return whole
 
 
 SECONDS: Final = units.Seconds

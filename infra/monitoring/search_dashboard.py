@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana_foundation_sdk.builders.dashboard import Dashboard
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from contract import telemetry as t
 from infra.monitoring import objectives as o

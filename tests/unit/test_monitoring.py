@@ -98,6 +98,7 @@ def test_a_dashboard_is_whole(uid: str) -> None:
     assert dashboard["uid"] == uid
     assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource", "collection"]
     assert {panel["datasource"]["uid"] for panel in panels(dashboard)} == {"${datasource}"}
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     titles = [panel["title"] for panel in panels(dashboard)]
     assert len(titles) >= 15
     for panel in panels(dashboard):
