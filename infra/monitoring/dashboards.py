@@ -38,8 +38,8 @@ _REPLICA_LEGEND = "{{collection}}/{{shard}}/{{replica}}"
 
 def _now(metric: t.Metric, *by: str, operation: Literal["max", "min"] = "max") -> str:
     """A gauge, whichever replica of the API tells it."""
-    labels = {"collection": _C} if "collection" in metric.labels else {}
-    return over(operation, select(metric, **labels), *by)
+    series = select(metric, collection=_C) if "collection" in metric.labels else select(metric)
+    return over(operation, series, *by)
 
 
 def _quantiles(metric: t.Metric, *by: str, legend: str = "", **labels: str) -> list[Query]:
