@@ -94,9 +94,9 @@ class Api:
                 app, settings.http_host, port, _GRACE_S, certificate=certificate, private_key=key, alone=alone
             )
 
+        self._alone: Listener | None = None
         self._listener = listener(settings.http_port)
         await self._listener.start()
-        self._alone: Listener | None = None
         if first := settings.api_metrics_port:
             own = range(first, first + settings.api_replicas)
             self._alone = await start_on_first_free(lambda port: listener(port, alone=True), own)
