@@ -64,6 +64,10 @@ test-unit: $(VENV)/.installed-dev ## Only the tests that start no process
 test-tls: $(VENV)/.installed-dev ## The Kafka clients and the whole system on an Apache Kafka that asks for TLS and SASL
 	$(BIN)/python -m pytest -m tls tests/integration/test_kafka_tls.py $(PYTEST_ARGS)
 
+.PHONY: dashboards
+dashboards: $(VENV)/.installed-dev ## Write the Grafana dashboards and the alert rules of infra/monitoring from the metric names
+	$(BIN)/python -m infra.monitoring
+
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-dev ## Mutated pictures through the decoding processes: no crash, no hang, no leak (FUZZ_ARGS="--seconds 600 --seed 7")
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)

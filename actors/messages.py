@@ -220,6 +220,16 @@ class ShardScanResult(Struct, frozen=True):
     scanned_to: str | None
 
 
+class MachineState(Struct, frozen=True, kw_only=True):
+    """What a process takes of its machine or container, and what is left there, in bytes."""
+
+    resident_bytes: int
+    memory_bytes: int
+    memory_available_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int
+
+
 class ShardStatus(Struct, frozen=True, kw_only=True):
     """State and position of one shard replica.
 
@@ -231,6 +241,7 @@ class ShardStatus(Struct, frozen=True, kw_only=True):
     while it is being built.
     `upload_to_searchable` counts since the replica began.
     `snapshot_at_ms` (Unix milliseconds) and `snapshot_bytes` are of the newest local snapshot.
+    `started_at_ms` (Unix milliseconds) is when the actor started; `machine` is where it runs.
     """
 
     collection: str
@@ -256,6 +267,8 @@ class ShardStatus(Struct, frozen=True, kw_only=True):
     recall_samples: int = 0
     upload_to_searchable: DelayHistogram | None = None
     lexical_points: int | None = None
+    started_at_ms: int | None = None
+    machine: MachineState | None = None
 
 
 def embedder_name(model: str, role: EmbedderRole, index: int) -> str:

@@ -26,6 +26,7 @@ from actors.index.snapshots import Snapshots
 from actors.lexical.following import LexicalFollower
 from actors.log.reader import KafkaLogReader
 from actors.logs import configure
+from actors.machine import machine_state
 from actors.messages import (
     Freshness,
     LexicalSearch,
@@ -89,6 +90,7 @@ class Shard:
     def __init__(self, settings: Settings, spec: CollectionSpec, shard: int, replica: int) -> None:
         configure(settings, f"shard-{shard}-{replica}", **{LogField.COLLECTION: spec.name})
         sys.setswitchinterval(_SWITCH_S)
+        self._started_at_ms = int(time.time() * 1000)
         self._settings = settings
         self._spec = spec
         self._shard = shard
@@ -390,6 +392,8 @@ class Shard:
             recall_samples=recall_samples,
             upload_to_searchable=replica.delays() if replica is not None else None,
             lexical_points=self._lexical.documents if self._lexical is not None else None,
+            started_at_ms=self._started_at_ms,
+            machine=machine_state(self._settings.home_path),
         )
 
     async def close(self) -> None:

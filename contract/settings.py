@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     api_replicas: int = Field(1, ge=1)
     """Processes that serve HTTP. Those on one machine share its port; one alone runs on the cluster's head node."""
 
+    api_metrics_port: int = Field(0, ge=0, le=65535)
+    """First of the ports at which each replica of the API is reached alone, at the HTTP address; 0 for none."""
+
     kafka_bootstrap: str | None = None
     """`host:port,…` of a Kafka cluster to use. Unset: a local broker is started."""
 

@@ -33,6 +33,19 @@ INGEST_UPLOADS = Metric(
 INGEST_STAGE_SECONDS = Metric(
     "riverlens_ingest_stage_seconds", "histogram", "Time of one ingest stage for one batch.", ("stage",)
 )
+DEAD_LETTERS = Metric(
+    "riverlens_ingest_dead_letters_total",
+    "counter",
+    "Dead letters, by the stage that failed, its error code, and whether a redrive may help.",
+    ("stage", "code", "retryable"),
+)
+DECODERS = Metric("riverlens_decoders", "gauge", "Decoding processes there are.")
+DECODINGS_IN_FLIGHT = Metric(
+    "riverlens_decodings_in_flight", "gauge", "Pictures that a decoding process works on, or that wait for one."
+)
+DECODERS_LOST = Metric(
+    "riverlens_decoders_lost_total", "counter", "Decoding processes that died or hung under a picture."
+)
 UPLOADS = Metric("riverlens_uploads_total", "counter", "Uploads over HTTP, by status.", ("status",))
 UPLOADS_REFUSED = Metric(
     "riverlens_uploads_refused_total",
@@ -155,6 +168,57 @@ DEAD_POINTS = Metric(
     "Deleted or replaced points that wait in a shard's graph for its rebuild.",
     ("collection", "shard"),
 )
+REPLICA_READY = Metric(
+    "riverlens_shard_replica_ready",
+    "gauge",
+    "1 for a replica that answers and has caught up with its start, else 0.",
+    ("collection", "shard", "replica"),
+)
+SHARD_START_TIME = Metric(
+    "riverlens_shard_start_time_seconds",
+    "gauge",
+    "Unix time at which a replica's actor started.",
+    ("collection", "shard", "replica"),
+)
+SHARD_MEMORY = Metric(
+    "riverlens_shard_memory_bytes",
+    "gauge",
+    "Resident memory of a replica's process.",
+    ("collection", "shard", "replica"),
+)
+STORE_BYTES = Metric(
+    "riverlens_shard_store_bytes", "gauge", "Size of a replica's store on disk.", ("collection", "shard", "replica")
+)
+MACHINE_MEMORY = Metric(
+    "riverlens_machine_memory_bytes",
+    "gauge",
+    "Memory of the machine or container that a replica runs in.",
+    ("collection", "shard", "replica"),
+)
+MACHINE_MEMORY_AVAILABLE = Metric(
+    "riverlens_machine_memory_available_bytes",
+    "gauge",
+    "Memory that is left there.",
+    ("collection", "shard", "replica"),
+)
+DISK = Metric(
+    "riverlens_machine_disk_bytes",
+    "gauge",
+    "Size of the file system that holds a replica's store.",
+    ("collection", "shard", "replica"),
+)
+DISK_FREE = Metric(
+    "riverlens_machine_disk_free_bytes", "gauge", "Bytes that are free there.", ("collection", "shard", "replica")
+)
+EMBEDDER_READY = Metric(
+    "riverlens_embedder_ready", "gauge", "1 for an embedder that answers, else 0.", ("model", "role", "index")
+)
+
+# What the Prometheus client library tells of its own process, by its own names and words.
+PROCESS_START_TIME = Metric(
+    "process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds."
+)
+PROCESS_MEMORY = Metric("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.")
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from actors.decoding.messages import Region
-from actors.decoding.pool import Decoded, Described
+from actors.decoding.pool import Decoded, DecodingLoad, Described
 from actors.log.records import LogRecord
 from actors.messages import (
     EmbedderRole,
@@ -110,6 +110,9 @@ class Decoder(Protocol):
 
     async def clean(self, data: bytes) -> tuple[bytes, str]:
         """The file without metadata, and its content type."""
+
+    def load(self) -> DecodingLoad:
+        """How busy the decoding processes are."""
 
     def close(self) -> None:
         """End the decoding processes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from ray import serve
 from ray.serve._private import replica
 from ray.util import get_node_ip_address
@@ -22,8 +23,9 @@ from contract.settings import Settings
 from serving.admin import KafkaCollectionAdmin
 from serving.app import create_app
 from serving.dependencies import Dependencies
-from serving.listener import Listener
+from serving.listener import Listener, start_on_first_free
 
+_log = structlog.get_logger()
 # Uploads that wait for their receipt hold a slot each; searches must still get through.
 _MAX_ONGOING_REQUESTS = 1000
 # Longer than a search, shorter than the time `riverlens up` gives the process to stop.
@@ -85,15 +87,21 @@ class Api:
         _keep_to_the_node()
         self._dependencies = connect_dependencies(settings)
         app = create_app(self._dependencies)
-        self._listener = Listener(
-            app,
-            settings.http_host,
-            settings.http_port,
-            _GRACE_S,
-            certificate=settings.http_tls_cert,
-            private_key=settings.http_tls_key,
-        )
+        certificate, key = settings.http_tls_cert, settings.http_tls_key
+
+        def listener(port: int, *, alone: bool = False) -> Listener:
+            return Listener(
+                app, settings.http_host, port, _GRACE_S, certificate=certificate, private_key=key, alone=alone
+            )
+
+        self._alone: Listener | None = None
+        self._listener = listener(settings.http_port)
         await self._listener.start()
+        if first := settings.api_metrics_port:
+            own = range(first, first + settings.api_replicas)
+            self._alone = await start_on_first_free(lambda port: listener(port, alone=True), own)
+            if self._alone is None:
+                _log.warning("no port of its own is free; this replica's metrics cannot be scraped", ports=list(own))
 
     def check_health(self) -> None:
         """Raise Unavailable if nothing answers any more; Serve then starts another replica."""
@@ -101,4 +109,6 @@ class Api:
 
     async def __del__(self) -> None:
         """End with the replica; Serve awaits this."""
+        if self._alone is not None:
+            await self._alone.stop()
         await self._listener.stop()

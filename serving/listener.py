@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import uvicorn
@@ -29,12 +30,15 @@ class Listener:
         *,
         certificate: Path | None = None,
         private_key: Path | None = None,
+        alone: bool = False,
     ) -> None:
         """Nothing listens until `start`; `grace_s` is how long a stop waits for requests under way.
 
-        With `certificate` and `private_key`, both PEM files, connections are TLS.
+        With `certificate` and `private_key`, both PEM files, connections are TLS. `alone`: the port is not
+        shared with other replicas, and the app is one that another listener starts and ends.
         """
         self._address = (host, port)
+        self._alone = alone
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -42,6 +46,7 @@ class Listener:
                 ssl_keyfile=private_key,
                 ssl_version=ssl.PROTOCOL_TLS_SERVER,
                 http="httptools",
+                lifespan="off" if alone else "auto",
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -63,7 +68,7 @@ class Listener:
         except OSError as error:
             # Errors of TLS are of this kind, too.
             raise SettingsInvalid(f"http_tls_cert and http_tls_key cannot be used: {error}") from error
-        listening = _listen(*self._address)
+        listening = _listen(*self._address, shared=not self._alone)
         self._serving = asyncio.get_running_loop().create_task(self._serve(listening))
         while not self._server.started:
             self.check()
@@ -86,13 +91,25 @@ class Listener:
             await asyncio.wait([self._serving])
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket; replicas on one machine share the port, and the kernel deals connections out to them."""
+async def start_on_first_free(make: Callable[[int], Listener], ports: Iterable[int]) -> Listener | None:
+    """Start the listener that `make` builds for the first of the ports that is free; None if none is."""
+    for port in ports:
+        listener = make(port)
+        try:
+            await listener.start()
+        except Unavailable:
+            continue
+        return listener
+    return None
+
+
+def _listen(host: str, port: int, *, shared: bool) -> socket.socket:
+    """A listening socket; replicas on one machine share its port, and the kernel deals connections out to them."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "SO_REUSEPORT"):
+        if shared and hasattr(socket, "SO_REUSEPORT"):
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind(address)
         listening.listen(_BACKLOG)

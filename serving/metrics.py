@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from types import TracebackType
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from actors.decoding.metrics import DecodingMetrics
+from actors.decoding.pool import DecodingLoad
 from actors.messages import DelayHistogram, ShardStatus
 from contract import telemetry
 from contract.errors import ShardUnavailable
 from contract.telemetry import Metric
+from serving.schemas import EmbedderBody
 
 # From a cached text on a small collection to a search that waits for its receipt.
 _SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -124,6 +127,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
         self.uploads = self._counter(telemetry.UPLOADS)
         self.uploads_refused = self._counter(telemetry.UPLOADS_REFUSED)
         self.uploads_in_flight = self._gauge(telemetry.UPLOADS_IN_FLIGHT)
@@ -161,6 +165,15 @@ class Metrics:
         self._recall = self._gauge(telemetry.RECALL)
         self._recall_samples = self._gauge(telemetry.RECALL_SAMPLES)
         self._dead = self._gauge(telemetry.DEAD_POINTS)
+        self._ready = self._gauge(telemetry.REPLICA_READY)
+        self._started = self._gauge(telemetry.SHARD_START_TIME)
+        self._memory = self._gauge(telemetry.SHARD_MEMORY)
+        self._store = self._gauge(telemetry.STORE_BYTES)
+        self._machine_memory = self._gauge(telemetry.MACHINE_MEMORY)
+        self._machine_memory_available = self._gauge(telemetry.MACHINE_MEMORY_AVAILABLE)
+        self._disk = self._gauge(telemetry.DISK)
+        self._disk_free = self._gauge(telemetry.DISK_FREE)
+        self._embedders = self._gauge(telemetry.EMBEDDER_READY)
 
     def _counter(self, metric: Metric) -> Counter:
         return Counter(metric.name, metric.help, metric.labels, registry=self._registry)
@@ -175,18 +188,43 @@ class Metrics:
         """What the fan-out of one collection tells."""
         return FanOutMetrics(self, collection, shards)
 
-    def clear_shards(self) -> None:
-        """Forget what was said of shards, so that a dropped collection leaves the page."""
+    def watch_decoding(self, load: Callable[[], DecodingLoad]) -> None:
+        """Tell of a decoding pool, too."""
+        self._registry.register(DecodingMetrics(load))
+
+    def clear_parts(self) -> None:
+        """Forget what was said of shards and embedders, so that a dropped collection leaves the page."""
         per_shard = (self._points, self._staleness, self._lag, self._applied, self._snapshot_age)
         of_index = (self._recall, self._recall_samples, self._dead)
-        for gauge in (self._shards, self._answering, self._lag_messages, self._drain, *per_shard, *of_index):
+        per_replica = (self._ready, self._started, self._memory, self._store)
+        of_machine = (self._machine_memory, self._machine_memory_available, self._disk, self._disk_free)
+        of_collection = (self._shards, self._answering, self._lag_messages, self._drain)
+        for gauge in (*of_collection, *per_shard, *of_index, *per_replica, *of_machine, self._embedders):
             gauge.clear()
         self._delays.clear()
 
-    def observe_replica(self, collection: str, shard: int, replica: int, status: ShardStatus) -> None:
-        """Take over what one replica has counted."""
+    def observe_replica(self, collection: str, shard: int, replica: int, status: ShardStatus | None) -> None:
+        """Take over what one replica has counted; None for one that does not answer."""
+        labels = (collection, str(shard), str(replica))
+        self._ready.labels(*labels).set(status is not None and status.state == "ready")
+        if status is None:
+            return
         if status.upload_to_searchable is not None:
-            self._delays.set((collection, str(shard), str(replica)), status.upload_to_searchable)
+            self._delays.set(labels, status.upload_to_searchable)
+        if status.started_at_ms is not None:
+            self._started.labels(*labels).set(status.started_at_ms / 1000)
+        self._store.labels(*labels).set(status.store_bytes)
+        if (machine := status.machine) is not None:
+            self._memory.labels(*labels).set(machine.resident_bytes)
+            self._machine_memory.labels(*labels).set(machine.memory_bytes)
+            self._machine_memory_available.labels(*labels).set(machine.memory_available_bytes)
+            self._disk.labels(*labels).set(machine.disk_bytes)
+            self._disk_free.labels(*labels).set(machine.disk_free_bytes)
+
+    def observe_embedders(self, embedders: Iterable[EmbedderBody]) -> None:
+        """Set which embedders answer."""
+        for one in embedders:
+            self._embedders.labels(one.model, one.role, str(one.index)).set(one.state == "ready")
 
     def observe_shards(self, collection: str, shards_total: int, answering: dict[int, ShardStatus]) -> None:
         """Set the gauges of one collection; `answering` holds one status per shard that answered."""

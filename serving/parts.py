@@ -49,6 +49,7 @@ def assemble(dependencies: Dependencies) -> Parts:
     settings, events, objects = dependencies.settings, dependencies.events, dependencies.objects
     decoder = dependencies.decoder
     metrics = Metrics()
+    metrics.watch_decoding(decoder.load)
     catalog = Catalog(dependencies, metrics=metrics)
     return Parts(
         dependencies=dependencies,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.resources
 from pathlib import Path
 
@@ -65,15 +66,22 @@ async def readyz(request: Request, parts: InParts) -> Readiness:
     },
 )
 async def metrics(parts: InParts) -> Response:
-    """Counters of this process, and gauges of the shards as they are now."""
+    """Counters of this process, and gauges of the shards and embedders as they are now."""
     collections = await parts.catalog.list()
-    parts.metrics.clear_shards()
-    for collection in collections:
+    embedders, reports = await asyncio.gather(
+        parts.state.embedders(collection.spec.model for collection in collections),
+        asyncio.gather(*(parts.state.shards(collection) for collection in collections)),
+    )
+    # Nothing is awaited from here on: another scrape would clear what this one is about to show.
+    parts.metrics.clear_parts()
+    parts.metrics.observe_embedders(embedders)
+    for collection, shards in zip(collections, reports, strict=True):
         answering: dict[int, ShardStatus] = {}
-        for shard, replica, report in await parts.state.shards(collection):
-            if isinstance(report, ShardStatus):
-                answering.setdefault(shard, report)
-                parts.metrics.observe_replica(collection.spec.name, shard, replica, report)
+        for shard, replica, report in shards:
+            status = report if isinstance(report, ShardStatus) else None
+            parts.metrics.observe_replica(collection.spec.name, shard, replica, status)
+            if status is not None:
+                answering.setdefault(shard, status)
         parts.metrics.observe_shards(collection.spec.name, collection.spec.shards, answering)
         lag = parts.state.lags.lag(collection.spec.name, collection.spec.incarnation)
         parts.metrics.observe_lag(collection.spec.name, lag.messages, lag.drain_s)

@@ -14,7 +14,7 @@ from contract.events import CollectionSpec, decode_event, encode_json
 from contract.telemetry import LogField
 from contract.topics import DEAD_LETTER_TOPIC, embedding_log_topic
 from streams.backoff import Clock, Retrying
-from streams.metrics import count_event
+from streams.metrics import count_event, count_letter
 from streams.outcome import Outcome, SourceEvent, rejected
 
 _LOOK_EVERY_S = 0.5
@@ -44,13 +44,14 @@ class Publisher:
         await self._send(collection, [letter for _, one in pairs if (letter := self._letter(one)) is not None])
         try:
             await self._send(collection, [record for event, one in pairs for record in _records(event, one)])
+            published = [one for _, one in pairs]
         except InvalidRequest:
-            for event, one in pairs:
-                await self._publish_one(event, one)
-        for _, one in pairs:
-            count_event("rejected" if one.dead_letter is not None else "published")
+            published = [await self._publish_one(event, one) for event, one in pairs]
+        for one in published:
+            _count(one)
 
-    async def _publish_one(self, event: SourceEvent, outcome: Outcome) -> None:
+    async def _publish_one(self, event: SourceEvent, outcome: Outcome) -> Outcome:
+        """What became of it in the end."""
         try:
             await self._send(event.collection, _records(event, outcome))
         except InvalidRequest as error:
@@ -58,6 +59,8 @@ class Publisher:
             refused = rejected(event, image_id, "publish", error, 1, self._clock.now_ms())
             letter = self._letter(refused)
             await self._send(event.collection, [*([letter] if letter is not None else []), *_records(event, refused)])
+            return refused
+        return outcome
 
     async def _send(self, collection: str, records: Sequence[OutgoingRecord]) -> None:
         """Send until the broker has confirmed all; repeats are harmless, gaps are not."""
@@ -102,6 +105,14 @@ class Publisher:
         except NotFound:
             return None  # nobody could ask for it
         return OutgoingRecord(DEAD_LETTER_TOPIC, 0, key, encode_json(letter))
+
+
+def _count(outcome: Outcome) -> None:
+    if outcome.dead_letter is None:
+        count_event("published")
+    else:
+        count_event("rejected")
+        count_letter(outcome.dead_letter)
 
 
 def _records(event: SourceEvent, outcome: Outcome) -> list[OutgoingRecord]:

@@ -36,6 +36,7 @@ from contract.events import CollectionSpec
 from contract.settings import Settings, load_settings
 from contract.telemetry import LogField
 from contract.topics import KNOWN_BYTES_TOPIC, system_topic_specs
+from streams import metrics
 from streams.app import lease_s, make_app
 from streams.continuity import Continuity
 from streams.duplicates import Duplicates
@@ -115,6 +116,7 @@ async def serve(settings: Settings, registry: CollectionRegistry, stopping: asyn
     served = collections.serve()
     producer = LogProducer(settings, "riverlens-ingest", gapless=True)
     decoder = DecodingPool(settings)
+    metrics.decoding.load = decoder.load
     read_events, close_reader = events_reader(settings)
 
     @lru_cache
@@ -283,6 +285,16 @@ def _leave(*_: object) -> NoReturn:
     raise SystemExit(0)
 
 
+def _show_metrics(settings: Settings) -> None:
+    if not settings.ingest_metrics_port:
+        return
+    try:
+        start_http_server(settings.ingest_metrics_port, settings.http_host)
+    except OSError as error:
+        # Another worker of this machine has it, with the same settings; to ingest matters more.
+        _log.warning("the port of the metrics is taken; this worker shows none", **{LogField.ERROR: str(error)})
+
+
 def main() -> int:
     """Run the `ingest` process of the Procfile; the exit status."""
     settings = load_settings()
@@ -290,8 +302,7 @@ def main() -> int:
     # Before and after the event loop has the signals: a stop while waiting for the broker or for Ray is clean, too.
     _leave_when_told()
     try:
-        if settings.ingest_metrics_port:
-            start_http_server(settings.ingest_metrics_port, settings.http_host)
+        _show_metrics(settings)
         bootstrap_servers(settings)
         connect(settings)
         end = asyncio.run(_run(settings))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("contract", "streams", "actors", "serving", "training", "evaluation", "benchmarks")
+PACKAGES = ("contract", "streams", "actors", "serving", "training", "evaluation", "benchmarks", "infra")
 PIPELINE = "Pipeline: upload → image-events → streams → embedders → embedding-log → shards → fan-out → hits."
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -60,6 +60,14 @@ class Decoded(Struct, frozen=True):
     pixels: Pixels
     width: int
     height: int
+
+
+class DecodingLoad(Struct, frozen=True):
+    """Decoding processes there are, pictures they work on or that wait, and processes lost so far."""
+
+    processes: int
+    in_flight: int
+    lost: int
 
 
 class _DeadError(Exception):
@@ -176,6 +184,7 @@ class DecodingPool:
         self._idle: list[_Process] = []
         self._busy: set[_Process] = set()
         self._closed = False
+        self._in_flight = 0
         self.lost = 0
         """Processes that died or hung under a task."""
 
@@ -211,6 +220,11 @@ class DecodingPool:
         with self._lock:
             return [process.pid for process in (*self._idle, *self._busy)]
 
+    def load(self) -> DecodingLoad:
+        """How busy it is."""
+        with self._lock:
+            return DecodingLoad(len(self._idle) + len(self._busy), self._in_flight, self.lost)
+
     def close(self) -> None:
         """End every process, those at work as well; idempotent."""
         with self._lock:
@@ -226,15 +240,22 @@ class DecodingPool:
         task = Task(operation, self._limits, self._timeout_s)
         if len(data) > self._limits.max_bytes:
             raise ImageTooLarge(f"{len(data)} bytes; at most {self._limits.max_bytes} are accepted")
-        loop = asyncio.get_running_loop()
         try:
-            waiting = loop.run_in_executor(self._threads, self._carry_out, task, data)
+            waiting = self._threads.submit(self._carry_out, task, data)
         except RuntimeError as error:
             raise DecoderUnavailable("the decoding processes have been ended") from error
-        result, body = await waiting
+        with self._lock:
+            self._in_flight += 1
+        # Of a picture whose caller went away the decoding goes on, and counts until it is over.
+        waiting.add_done_callback(self._left)
+        result, body = await asyncio.wrap_future(waiting)
         if result.error is not None:
             raise _ERRORS.get(result.error, InvalidImage)(result.detail)
         return result, body
+
+    def _left(self, _: Future[tuple[Result, bytearray]]) -> None:
+        with self._lock:
+            self._in_flight -= 1
 
     def _carry_out(self, task: Task, data: bytes) -> tuple[Result, bytearray]:
         try:

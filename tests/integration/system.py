@@ -64,11 +64,13 @@ class RunningSystem:
         self.kind = kind
         self.port = free_port()
         self.base_url = f"http://127.0.0.1:{self.port}"
+        self.ingest_metrics_port = free_port()
         self.environment = {
             **os.environ,
             "RIVERLENS_HOME": str(home),
             "RIVERLENS_KAFKA_LOCAL": kind,
             "RIVERLENS_HTTP_PORT": str(self.port),
+            "RIVERLENS_INGEST_METRICS_PORT": str(self.ingest_metrics_port),
             # The tests ask what is found; the deadlines have tests of their own.
             "RIVERLENS_SEARCH_DEADLINE_MS": "5000",
             "RIVERLENS_ENCODE_DEADLINE_MS": "5000",

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from actors.decoding.pool import DecodingPool
+from actors.decoding.metrics import DecodingMetrics
+from actors.decoding.pool import DecodingLoad, DecodingPool
 from actors.messages import PreprocessSpec
+from contract import telemetry
 from contract.errors import DecoderUnavailable, ImageTooLarge, InvalidImage, InvalidRequest, RiverlensError
 from contract.settings import Settings
 from tests.decoding import shared_decoder
@@ -106,6 +108,7 @@ async def test_a_decoder_that_dies_or_hangs_costs_its_picture_and_nothing_else(
     assert len(answers) == 3
     (after,) = hostile.pids()
     assert after != before
+    assert hostile.load() == DecodingLoad(processes=1, in_flight=0, lost=1)
 
 
 async def test_a_decoder_that_eats_memory_is_stopped_by_its_limit_and_goes_on() -> None:
@@ -159,6 +162,25 @@ async def test_a_pool_that_cannot_start_or_has_ended_is_retryable() -> None:
         await pool.square(GOOD_PNG, SPEC)
 
 
+async def test_its_load_counts_what_works_and_what_waits() -> None:
+    pool = DecodingPool(Settings(decode_processes=1), module="tests.unit.hostile_child")
+    told = DecodingMetrics(pool.load)
+    working = [asyncio.create_task(pool.square(b"SPIN ", SPEC)) for _ in range(3)]
+    for _ in range(3000):
+        if pool.pids():
+            break
+        await asyncio.sleep(0.01)
+    assert pool.load() == DecodingLoad(processes=1, in_flight=3, lost=0)
+    assert [(family.name, family.samples[0].value) for family in told.collect()] == [
+        (telemetry.DECODERS.name, 1),
+        (telemetry.DECODINGS_IN_FLIGHT.name, 3),
+        (telemetry.DECODERS_LOST.name.removesuffix("_total"), 0),
+    ]
+    await asyncio.to_thread(pool.close)
+    await asyncio.gather(*working, return_exceptions=True)
+    assert pool.load().in_flight == 0
+
+
 async def test_closing_ends_a_decoder_at_work() -> None:
     pool = DecodingPool(Settings(decode_processes=1), module="tests.unit.hostile_child")
     working = asyncio.create_task(pool.square(b"SPIN ", SPEC))
@@ -175,7 +197,8 @@ async def test_closing_ends_a_decoder_at_work() -> None:
 
 _OWNER = """
 import asyncio, sys
-from actors.decoding.pool import DecodingPool
+from actors.decoding.metrics import DecodingMetrics
+from actors.decoding.pool import DecodingLoad, DecodingPool
 from contract.settings import Settings
 from tests.unit.test_decoding_pool import GOOD_PNG, SPEC
 

@@ -14,8 +14,9 @@ import structlog
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.messages import DelayHistogram, ShardStatus
+from actors.messages import DelayHistogram, MachineState, ShardStatus
 from contract import telemetry
+from contract.events import DeadLetter
 from contract.telemetry import DELAY_BUCKETS_S, METRICS, LogField
 from serving.app import create_app
 from streams import metrics as ingest_metrics
@@ -24,7 +25,22 @@ from tests.unit.test_serving_api_images import upload
 
 SEARCH = "/v1/collections/images/search"
 # Counted in the ingest process, which shows them on a port of its own.
-INGEST = {telemetry.EVENTS.name, telemetry.INGEST_STAGE_SECONDS.name}
+INGEST = {telemetry.EVENTS.name, telemetry.INGEST_STAGE_SECONDS.name, telemetry.DEAD_LETTERS.name}
+
+LETTER = DeadLetter(
+    collection="images",
+    image_id="a",
+    stage="fetch",
+    code="object_store_unavailable",
+    reason="away",
+    retryable=True,
+    attempts=5,
+    source_topic="t",
+    source_partition=0,
+    source_offset=0,
+    event=b"",
+    failed_at_ms=0,
+)
 
 
 @pytest.fixture
@@ -65,6 +81,10 @@ class FullShard(FakeShard):
             recall_samples=4,
             snapshot_at_ms=1,
             upload_to_searchable=DelayHistogram(DELAY_BUCKETS_S, counts, 61.5),
+            started_at_ms=1_500,
+            machine=MachineState(
+                resident_bytes=1, memory_bytes=2, memory_available_bytes=3, disk_bytes=4, disk_free_bytes=5
+            ),
         )
 
 
@@ -73,6 +93,8 @@ async def test_every_declared_metric_is_told_with_its_labels(http: httpx.AsyncCl
         shard.__class__ = FullShard
     await http.post(SEARCH, json={"text": "red"})
     ingest_metrics.count_event("published")
+    ingest_metrics.count_upload("embedded")
+    ingest_metrics.count_letter(LETTER)
     with ingest_metrics.stage_timer("decode"):
         pass
     served = list(text_string_to_metric_families((await http.get("/metrics")).text))
@@ -87,7 +109,7 @@ async def test_every_declared_metric_is_told_with_its_labels(http: httpx.AsyncCl
     # The client library adds the time when each series began.
     told = {family.name for family in served if not family.name.endswith("_created")}
     undeclared = told - {metric.name.removesuffix("_total") for metric in METRICS}
-    assert undeclared == set()
+    assert {name for name in undeclared if not name.startswith("process_")} == set(), "the client library's own"
     assert not INGEST & {family.name for family in served}
 
 
@@ -106,6 +128,25 @@ async def test_delays_of_a_shard_are_a_histogram(http: httpx.AsyncClient, system
     assert found[f"{name}_sum", frozenset(place.items())] == 61.5
     await http.delete("/v1/collections/images")
     assert not any(sample.startswith(name) for sample, _ in await samples(http)), "it leaves with its collection"
+
+
+async def test_a_replica_that_is_down_is_told_and_has_nothing_else_to_tell(
+    http: httpx.AsyncClient, system: FakeSystem
+) -> None:
+    system.shards["images", 1, 0].down = True
+    down, up = ({"collection": "images", "shard": shard, "replica": "0"} for shard in "12")
+    assert await value(http, telemetry.REPLICA_READY.name, **up) == 1
+    found = await samples(http)
+    assert found[telemetry.REPLICA_READY.name, frozenset(down.items())] == 0
+    assert (telemetry.STORE_BYTES.name, frozenset(up.items())) in found
+    assert (telemetry.STORE_BYTES.name, frozenset(down.items())) not in found
+    embedders = {dict(labels)["role"]: count for (name, labels), count in found.items() if "embedder_ready" in name}
+    assert embedders == {"ingest": 1, "query": 1}
+
+
+async def test_scrapes_side_by_side_are_whole(http: httpx.AsyncClient) -> None:
+    pages = await asyncio.gather(*(http.get("/metrics") for _ in range(5)))
+    assert [page.text.count(f"{telemetry.POINTS.name}{{") for page in pages] == [4] * 5
 
 
 async def test_the_hit_rate_of_the_query_cache_can_be_told(http: httpx.AsyncClient) -> None:

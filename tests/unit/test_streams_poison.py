@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
-from contract.errors import RedriveRefused
+from actors.log.producer import OutgoingRecord
+from contract import telemetry
+from contract.errors import InvalidRequest, RedriveRefused
 from contract.events import (
     REDRIVE_HEADER,
     DeadLetter,
@@ -17,9 +22,11 @@ from contract.events import (
     decode_dead_letter,
     encode_json,
 )
-from contract.topics import DEAD_LETTER_TOPIC, WRAPPED_RECORD_BYTES_MAX, partition_of
+from contract.telemetry import Metric
+from contract.topics import DEAD_LETTER_TOPIC, WRAPPED_RECORD_BYTES_MAX, partition_of, vector_key
 from streams.outcome import LETTER_EVENT_BYTES_MAX, SourceEvent
-from tests.unit.ingest_fakes import PARTITIONS, FakeObjects, source, upload
+from tests.unit.duplicates_fakes import LogShard
+from tests.unit.ingest_fakes import PARTITIONS, FakeLog, FakeObjects, source, upload
 from tests.unit.test_streams_pipeline import Bench
 
 
@@ -87,6 +94,34 @@ async def test_a_picture_that_fails_unexpectedly_is_a_dead_letter_alone() -> Non
     assert kinds == {"broken": EventRejected, "good": PointEmbedded}
     (letter,) = letters(bench)
     assert (letter.code, letter.stage, letter.retryable) == ("internal", "fetch", False)
+
+
+async def test_what_no_broker_takes_is_a_dead_letter_and_counts_as_one() -> None:
+    class Narrow(FakeLog):
+        async def send_all(self, records: Sequence[OutgoingRecord]) -> list[int]:
+            if any(record.key == vector_key("large") for record in records):
+                raise InvalidRequest("too large for the broker")
+            return await super().send_all(records)
+
+    def counted(metric: Metric, **labels: str) -> float:
+        return REGISTRY.get_sample_value(metric.name, labels) or 0.0
+
+    refused = {"stage": "publish", "code": InvalidRequest.code, "retryable": "false"}
+    counters: tuple[tuple[Metric, dict[str, str]], ...] = (
+        (telemetry.EVENTS, {"outcome": "published"}),
+        (telemetry.EVENTS, {"outcome": "rejected"}),
+        (telemetry.DEAD_LETTERS, refused),
+    )
+    before = [counted(metric, **labels) for metric, labels in counters]
+    bench = Bench()
+    bench.log = Narrow()
+    bench.shard = LogShard(bench.log)
+    await bench.run(source([bench.add("large", 1), bench.add("good", 2), bench.add("fine", 3)]))
+    assert [(letter.stage, letter.code, letter.image_id) for letter in letters(bench)] == [
+        ("publish", InvalidRequest.code, "large")
+    ]
+    after = [counted(metric, **labels) for metric, labels in counters]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [2, 1, 1]
 
 
 def redriven(event: SourceEvent, attempts: int = 5, redrives: int = 1) -> SourceEvent:
