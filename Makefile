@@ -81,6 +81,25 @@ schemathesis: $(VENV)/.installed-dev ## Every operation of the running API, all 
 	SCHEMATHESIS_PHASES=examples,coverage,fuzzing SCHEMATHESIS_EXAMPLES=$${SCHEMATHESIS_EXAMPLES:-100} \
 	$(BIN)/python -m pytest tests/integration/test_access.py -k what_it_says $(PYTEST_ARGS)
 
+.PHONY: infra
+infra: $(VENV)/.installed-dev ## Checks of infra/: Terraform, manifests, container images, with the tools that are installed
+	$(BIN)/python -m pytest tests/infra $(PYTEST_ARGS)
+
+# OpenTofu cannot be installed by its name, because its go.mod replaces a module, so it is built where Go put its source.
+TOOLS := $(CURDIR)/build/infra/bin
+$(TOOLS)/tofu:
+	cd "$$(go mod download -json github.com/opentofu/opentofu@v1.12.6 | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p')" && go build -o $@ ./cmd/tofu
+$(TOOLS)/helm:
+	GOBIN=$(TOOLS) go install helm.sh/helm/v3/cmd/helm@v3.19.0
+$(TOOLS)/kubeconform:
+	GOBIN=$(TOOLS) go install github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
+$(TOOLS)/terraform-stand-in: tests/infra/stand_in/main.go tests/infra/stand_in/go.mod
+	cd tests/infra/stand_in && go build -o $@ .
+
+.PHONY: infra-full
+infra-full: $(VENV)/.installed-dev $(TOOLS)/tofu $(TOOLS)/helm $(TOOLS)/kubeconform $(TOOLS)/terraform-stand-in ## The same with OpenTofu, Helm and kubeconform, built with Go first (ten minutes)
+	INFRA_TOOLS=required $(BIN)/python -m pytest tests/infra $(PYTEST_ARGS)
+
 .PHONY: test-gpu
 test-gpu: $(VENV)/.installed-dev ## Tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)

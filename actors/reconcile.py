@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from enum import StrEnum
+from typing import Any
 
 from msgspec import Struct
 
@@ -49,6 +50,23 @@ class ShardPlan(Struct, frozen=True):
 
 
 Plan = EmbedderPlan | ShardPlan
+
+# A share of a custom resource so small that it says where an actor may run and never how many may.
+_ON_THAT_NODE = 0.001
+
+
+def claims(plan: Plan, settings: Settings) -> dict[str, Any]:
+    """What an actor claims from Ray, as its options: processors, GPUs, and the kind of node it runs on."""
+    match plan:
+        case EmbedderPlan():
+            claimed: dict[str, Any] = {"num_cpus": settings.embedder_threads, "num_gpus": settings.embedder_gpus}
+            node_resource = settings.embedder_node_resource
+        case ShardPlan():
+            claimed = {"num_cpus": settings.shard_cpus}
+            node_resource = settings.shard_node_resource
+    if node_resource is not None:
+        claimed["resources"] = {node_resource: _ON_THAT_NODE}
+    return claimed
 
 
 class Health(StrEnum):

@@ -37,6 +37,7 @@ from actors.reconcile import (
     Plan,
     Record,
     ShardPlan,
+    claims,
     desired,
     is_too_silent,
     observe,
@@ -111,14 +112,13 @@ class Supervisor:
             "get_if_exists": True,
             "max_restarts": 0,
             "scheduling_strategy": "SPREAD",
+            **claims(plan, self._settings),
         }
         settings = self._settings
         match plan:
             case EmbedderPlan():
-                options |= {"num_cpus": settings.embedder_threads, "num_gpus": settings.embedder_gpus}
                 handle = Embedder.options(**options).remote(settings, plan.model, plan.name)  # type: ignore[attr-defined]
             case ShardPlan():
-                options |= {"num_cpus": settings.shard_cpus}
                 handle = Shard.options(**options).remote(settings, plan.spec, plan.shard, plan.replica)  # type: ignore[attr-defined]
         _log.info("actor started or adopted", name=plan.name, failures=record.failures)
         self._handles[plan.name] = handle

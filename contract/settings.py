@@ -172,6 +172,12 @@ class Settings(BaseSettings):
     shard_cpus: float = Field(0.5, ge=0)
     """CPUs each shard actor claims from Ray; a share, since a shard waits more than it works."""
 
+    embedder_node_resource: str | None = Field(None, min_length=1)
+    """Custom Ray resource of the nodes on which embedders run; unset: any node."""
+
+    shard_node_resource: str | None = Field(None, min_length=1)
+    """Custom Ray resource of the nodes on which shards run; unset: any node."""
+
     embedder_threads: int = Field(1, ge=1)
     """CPU threads an embedder uses inside one encode."""
 

@@ -7,10 +7,10 @@ import signal
 import sys
 import threading
 import time
-from typing import Any
 
 import structlog
 from ray import serve
+from ray.serve import Application
 from ray.serve.config import ProxyLocation
 from ray.serve.schema import LoggingConfig
 
@@ -21,15 +21,13 @@ from actors.logs import configure
 from contract.errors import BrokerUnavailable, RiverlensError, Unavailable
 from contract.settings import Settings, load_settings
 from contract.telemetry import LogField
-from serving.deployment import Api
+from serving.application import bind
 
 _log = structlog.get_logger()
 
 APPLICATION = "riverlens"
 _START_TIMEOUT_S = 180.0
 _DEPLOY_ATTEMPTS = 3
-# A resource that Ray gives to the head node alone.
-_HEAD_NODE = "node:__internal_head__"
 
 
 def main() -> int:
@@ -52,18 +50,12 @@ def _serve(settings: Settings, stopping: threading.Event) -> int:
     connect(settings, _START_TIMEOUT_S)
     if not _await_collection(settings, stopping):
         return 0
-    # Paths below the home folder mean the same in a replica, whose working directory is another.
-    travelling = settings.model_copy(update={"home": settings.home_path, "cache": settings.cache_path})
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(enable_access_log=False, log_level="WARNING")
     # Replicas listen themselves.
     serve.start(proxy_location=ProxyLocation.Disabled, logging_config=quiet)
-    api: Any = Api
-    if settings.api_replicas == 1:
-        # On the machine whose address people know.
-        api = api.options(ray_actor_options={"resources": {_HEAD_NODE: 0.001}})
     try:
-        _deploy(api.options(num_replicas=settings.api_replicas).bind(travelling), quiet)
+        _deploy(bind(settings), quiet)
         _log.info("the api is up", url=settings.base_url)
         stopping.wait()
         _log.info("the api stops")
@@ -76,7 +68,7 @@ def _serve(settings: Settings, stopping: threading.Event) -> int:
     return 0
 
 
-def _deploy(api: Any, logging_config: LoggingConfig) -> None:
+def _deploy(api: Application, logging_config: LoggingConfig) -> None:
     """Return when replicas answer; raises RuntimeError when Serve has failed to start them several times."""
     for attempt in range(1, _DEPLOY_ATTEMPTS + 1):
         try:

@@ -18,7 +18,7 @@ from serving.cli import app
 ROOT = Path(__file__).parent.parent
 # Commands of the command line that have commands of their own.
 _GROUPS = {group.name for group in app.registered_groups}
-MARKDOWN = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+MARKDOWN = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "infra").rglob("*.md")])
 
 
 def _all_errors() -> list[type[errors.RiverlensError]]:

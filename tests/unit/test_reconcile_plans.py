@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import msgspec
 
-from actors.reconcile import Health, Record, ShardPlan, desired, is_too_silent, observe, to_start, to_stop
+from actors.reconcile import (
+    EmbedderPlan,
+    Health,
+    Record,
+    ShardPlan,
+    claims,
+    desired,
+    is_too_silent,
+    observe,
+    to_start,
+    to_stop,
+)
 from contract.events import CollectionSpec
 from contract.settings import Settings
 
@@ -86,3 +97,13 @@ def test_an_actor_that_starts_may_be_silent_for_longer() -> None:
     assert not is_too_silent(starting, 60.0)
     assert is_too_silent(running, 60.0)
     assert is_too_silent(starting, 3600.0)
+
+
+def test_actors_claim_the_nodes_that_are_meant_for_them() -> None:
+    shard, embedder = ShardPlan(SPEC, 0, 0), EmbedderPlan("offline", "ingest", 0)
+    anywhere = Settings(shard_cpus=0.25, embedder_threads=2, embedder_gpus=0.5)
+    assert claims(shard, anywhere) == {"num_cpus": 0.25}
+    assert claims(embedder, anywhere) == {"num_cpus": 2, "num_gpus": 0.5}
+    apart = anywhere.model_copy(update={"shard_node_resource": "shards", "embedder_node_resource": "embedders"})
+    assert claims(shard, apart) == {"num_cpus": 0.25, "resources": {"shards": 0.001}}
+    assert claims(embedder, apart)["resources"] == {"embedders": 0.001}

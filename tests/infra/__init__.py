@@ -1,0 +1,1 @@
+"""Checks of infra/: Terraform modules, Kubernetes manifests, container images."""
