@@ -1,7 +1,8 @@
-"""What the capacity planner needs and no other benchmark measures: `python -m benchmarks.capacity` (`make bench-capacity`).
+"""What the capacity planner needs and no other benchmark measures: `python -m benchmarks.capacity`.
 
 Each part writes a result file of its own: capacity-records, capacity-service, capacity-caller,
-capacity-pictures, capacity-cluster. `riverlens plan` reads what `python -m benchmarks.capacity.constants` takes from them.
+capacity-pictures, capacity-cluster. `python -m benchmarks.capacity.constants` takes from them what
+`riverlens plan` counts with; `make bench-capacity` runs both.
 """
 
 from __future__ import annotations

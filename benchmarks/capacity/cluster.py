@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.index.resources import cpu_seconds
+from benchmarks.index.resources import cpu_seconds, memory
 from benchmarks.load import LoadReport
 from benchmarks.result_file import Result
 from benchmarks.running import Running, running_system
@@ -99,6 +99,11 @@ class Observed:
         found: list[dict[str, Any]] = self.client.collection(self.name).raw["shards"]
         return found
 
+    def resident_bytes(self) -> tuple[float, float]:
+        """Of an API process, and of a shard replica; without points, what its process takes."""
+        shards = [memory(int(one["pid"])).resident for one in self._shards()]
+        return max(memory(pid).resident for pid in self._api), min(shards)
+
     def used(self) -> Used:
         """Up to now."""
         counts = _counters(self.client.base_url, self.name)
@@ -176,11 +181,16 @@ def measure(seed: int) -> tuple[list[Result], str]:
         observed = []
         for name, points in POINTS.items():
             observed.append(Observed(running, name))
+            api_bytes, shard_bytes = observed[-1].resident_bytes()
             observed[-1].load(running.home, dataset.points[:points])
         time.sleep(_REST_S)
         before, began = observed[0].used(), time.monotonic()
         time.sleep(_REST_S)
         used = observed[0].used().since(before)
+        results += [
+            Result("api_process_bytes", api_bytes, "bytes"),
+            Result("empty_shard_process_bytes", shard_bytes, "bytes"),
+        ]
         results.append(Result("idle_busy_cores", used.machine_s / (time.monotonic() - began), "1"))
         for one in observed:
             for rate in RATES[one.name]:

@@ -13,7 +13,6 @@ from actors.index.codes import Codec
 from actors.messages import Candidate, Freshness, ShardQuery, ShardSearch, ShardSearchResult
 from actors.search_port.frames import encode_request, encode_result, framed
 from benchmarks.result_file import Result
-from benchmarks.serving.asking import encoded
 from contract.events import (
     BytesHolder,
     ImageUploaded,
@@ -80,8 +79,8 @@ def _request_frame(dimension: int, batch: int) -> int:
     return len(framed(encode_request(asked)))
 
 
-def _answer_frame(batch: int, *, with_payload: bool) -> int:
-    point = Candidate(_ID, 0.731, msgspec.json.encode(PAYLOAD) if with_payload else b"")
+def _answer_frame(batch: int) -> int:
+    point = Candidate(_ID, 0.731, msgspec.json.encode(PAYLOAD))
     result = ShardSearchResult(((point,) * K,) * batch, Freshness({0: _OFFSET}, 0.1))
     return len(framed(encode_result(result)))
 
@@ -89,17 +88,16 @@ def _answer_frame(batch: int, *, with_payload: bool) -> int:
 def measure(seed: int) -> tuple[list[Result], str]:
     """Lengths of encoded records; nothing is timed and nothing is random."""
     del seed
-    one, two = 1, 2
+    one, two = _answer_frame(1), _answer_frame(2)
     results = [
         Result("payload_bytes", len(msgspec.json.encode(PAYLOAD)), "bytes"),
         Result("image_event_bytes", _event_record(), "bytes"),
         Result("known_bytes_record_bytes", _known_bytes_record(), "bytes"),
-        Result("answer_bytes_per_query", _answer_frame(two, with_payload=True) - _answer_frame(one, with_payload=True), "bytes"),
-        Result("answer_bytes_per_batch", 2 * _answer_frame(one, with_payload=True) - _answer_frame(two, with_payload=True), "bytes"),
-        Result("http_vector_bytes_512", len(encoded(np.zeros(512, np.float32))), "bytes"),
-    ]  # fmt: skip
+        Result("answer_bytes_per_query", two - one, "bytes"),
+        Result("answer_bytes_per_batch", 2 * one - two, "bytes"),
+    ]
     for dimension in DIMENSIONS:
-        first, second = _request_frame(dimension, one), _request_frame(dimension, two)
+        first, second = _request_frame(dimension, 1), _request_frame(dimension, 2)
         results += [
             Result(f"embedding_log_bytes_{dimension}", _log_record(dimension), "bytes"),
             Result(f"request_bytes_per_query_{dimension}", second - first, "bytes"),

@@ -80,11 +80,12 @@ def _times(engine: ShardEngine, queries: FloatMatrix, ef_search: int, batch: int
 
 
 def _figures(name: str, engine: ShardEngine, queries: FloatMatrix) -> list[Result]:
-    return [
-        Result(f"{name}_ef_{ef}_batch_{batch}_ms", 1e3 * float(np.median(_times(engine, queries, ef, batch, _ROUND_S))), "ms")
-        for ef in EFFORTS
-        for batch in BATCHES
-    ]  # fmt: skip
+    results = []
+    for ef in EFFORTS:
+        for batch in BATCHES:
+            middle = float(np.median(_times(engine, queries, ef, batch, _ROUND_S)))
+            results.append(Result(f"{name}_ef_{ef}_batch_{batch}_ms", 1e3 * middle, "ms"))
+    return results
 
 
 def _spread(engine: ShardEngine, queries: FloatMatrix) -> list[Result]:
