@@ -96,6 +96,10 @@ def measure(seed: int) -> tuple[list[Result], str]:
         Result("answer_bytes_per_query", two - one, "bytes"),
         Result("answer_bytes_per_batch", 2 * one - two, "bytes"),
     ]
+    results += [
+        Result(f"candidates_{quantization}", Codec(quantization, DIMENSIONS[0]).candidates(K), "1")
+        for quantization in get_args(Quantization)
+    ]
     for dimension in DIMENSIONS:
         first, second = _request_frame(dimension, 1), _request_frame(dimension, 2)
         results += [
@@ -103,10 +107,10 @@ def measure(seed: int) -> tuple[list[Result], str]:
             Result(f"request_bytes_per_query_{dimension}", second - first, "bytes"),
             Result(f"request_bytes_per_batch_{dimension}", 2 * first - second, "bytes"),
         ]
-        for quantization in get_args(Quantization):
-            results.append(
-                Result(f"code_bytes_{quantization}_{dimension}", _code_bytes(quantization, dimension), "bytes")
-            )
+        results += [
+            Result(f"code_bytes_{quantization}_{dimension}", _code_bytes(quantization, dimension), "bytes")
+            for quantization in get_args(Quantization)
+        ]
     return results, hashlib.sha256(msgspec.json.encode([one.name for one in results])).hexdigest()
 
 
