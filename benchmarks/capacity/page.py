@@ -50,7 +50,7 @@ def _assumptions() -> str:
 def renewed(page: str) -> str:
     """The page with everything in it that is printed, printed anew."""
     page = _BLOCK.sub(lambda found: f"```console\n$ {found[1]}\n{printed(found[1])}\n```", page)
-    page = _part(page, "validation", validation.table(list(validation.compare())))
+    page = _part(page, "validation", validation.table(validation.compared()))
     return _part(page, "assumptions", _assumptions())
 
 

@@ -8,7 +8,9 @@ fitted to latencies: how long a burst of the background lasts, to the p99 of the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -29,7 +31,7 @@ from serving.planning.model import (
 from serving.planning.simulation import Cluster, Costs, Load, simulate
 
 PERCENTILES: Final = (50, 95, 99)
-QUERIES: Final = 4_000
+QUERIES: Final = 3_000
 CORES: Final = 2
 SEED: Final = 20
 CALM: Final = 50
@@ -144,7 +146,7 @@ def fitted_burst_s(folder: Path = RESULTS, constants: Constants | None = None) -
     calm = [run for run in runs(folder) if run.qps == CALM]
 
     def distance(burst_s: float) -> float:
-        return sum(abs(np.log(predicted_ms(run, known, burst_s)[-1] / run.measured_ms[-1])) for run in calm)
+        return sum(abs(math.log(predicted_ms(run, known, burst_s)[-1] / run.measured_ms[-1])) for run in calm)
 
     return min(BURSTS_S, key=distance)
 
@@ -159,7 +161,13 @@ def compare(folder: Path = RESULTS, constants: Constants | None = None) -> Itera
             yield Compared(run, percent, measured, found)
 
 
-def table(compared: list[Compared]) -> str:
+@cache
+def compared() -> tuple[Compared, ...]:
+    """Every run with the constants and results of this release."""
+    return tuple(compare())
+
+
+def table(compared: Sequence[Compared]) -> str:
     """Markdown: a row per run, measured and predicted with the error, and the middle error of each percentile."""
     lines = [
         "| result | shards × replicas | searches/s | cores busy with other things | p50 ms | p95 ms | p99 ms |",
@@ -184,7 +192,7 @@ def table(compared: list[Compared]) -> str:
 
 def main() -> None:
     """Entry point."""
-    print(table(list(compare())))
+    print(table(compared()))
 
 
 if __name__ == "__main__":

@@ -316,6 +316,7 @@ def _api(aim: Aim, shards: int, cell_qps: float, ledger: Ledger) -> int:
 def costs_of(made: Shape, aim: Aim, ledger: Ledger, spread: tuple[tuple[float, float], ...]) -> Costs:
     """What the simulation is given for one cell of this shape."""
     asked, value, speed = aim.workload, ledger.measured, ledger.assumed("core_speed")
+    walks = _code_slower(asked, ledger)
     slower = under_ingest(value, made.uploads_per_s * ledger.assumed("peak_factor") / made.shards) / speed
     return Costs(
         query_s=api_query_s(value) / speed,
@@ -323,8 +324,7 @@ def costs_of(made: Shape, aim: Aim, ledger: Ledger, spread: tuple[tuple[float, f
         call_s=value("fan_out_call_ms") * 1e-3 / speed,
         row_s=value("fan_out_row_ms") * 1e-3 / speed,
         shard_call_s=shard_call_s(value) * slower,
-        shard_query_s=shard_query_s(value, made.points, asked.ef_search, asked.dimension, _code_slower(asked, ledger))
-        * slower,
+        shard_query_s=slower * shard_query_s(value, made.points, asked.ef_search, asked.dimension, walks),
         serial_call_s=serial_call_s(value) * slower,
         serial_query_s=serial_query_s(value) * slower,
         network_s=ledger.assumed("network_s"),

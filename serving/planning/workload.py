@@ -89,9 +89,10 @@ ASSUMPTIONS: Final[Mapping[str, Assumption]] = {
     "spare_nodes": _of(1, "1", "count", "nodes of shards per cell that stand by for one that is lost"),
     "node_price": _of(1.0, "$/h", "number", "a node of shards: 16 cores, 128 GB, 1.9 TB of NVMe"),
     "api_core_price": _of(0.045, "$/h", "number", "a core of a node of the API, of ingest or of a router, with 2 GB"),
-    "code_slower": _of(2.0, "×", "number", "a walk with another quantization over one with sq8, which alone was timed"),
-    "node_background": _of(0.5, "1", "count", "cores of a node busy with other things; all of the system took that here"),
+    "code_slower": _of(2.0, "×", "number", "a walk over other codes than sq8; only sq8 was timed"),
+    "node_background": _of(0.5, "1", "count", "cores of a node busy with other things, as the whole system was here"),
     "background_burst_s": _of(5e-3, "s", "seconds", "how long that lasts at a time; fitted, see below"),
+    "tail_margin": _of(2.5, "×", "number", "p99 to be held over the simulated one, which came out short by as much"),
     "core_speed": _of(1.0, "×", "number", "speed of a core there over one of the machine that was measured"),
     "shards_per_cell": _of(128, "1", "count", "the widest fan-out of one cell"),
     "network_s": _of(0.25e-3, "s", "seconds", "one way between two nodes of a zone, with the kernel's part"),
@@ -155,6 +156,7 @@ _MAY_BE_ZERO: Final = frozenset(
     {
         "uploads_per_day", "payload_bytes", "payload_index_bytes", "thumbnailed", "dead_share", "rows_cached",
         "memory_headroom", "disk_headroom", "network_s", "encoded_queries", "kafka_record_bytes", "kafka_dirty",
-        "spare_nodes", "node_background", "node_price", "api_core_price", "gpu_price", "broker_price", "disk_price", "object_price",
+        "spare_nodes", "node_background", "node_price", "api_core_price", "gpu_price", "broker_price",
+        "disk_price", "object_price",
     }
 )  # fmt: skip

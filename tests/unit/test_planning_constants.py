@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.capacity import caller, service
+from benchmarks.capacity import caller, service, validation
 from benchmarks.capacity.constants import derive, encoded, fitted
 from benchmarks.result_file import RESULTS
 from serving.planning.constants import FILE, load_constants
 from serving.planning.model import shard_query_s
+from serving.planning.workload import ASSUMPTIONS
 
 ROOT = Path(__file__).parents[2]
 # Processors differ in the last digits of a least-squares fit.
@@ -83,3 +84,22 @@ def test_the_spread_of_service_times_is_a_distribution() -> None:
     assert list(values) == sorted(values)
     assert shares[0] >= 0
     assert shares[-1] <= 1
+
+
+def test_the_margin_covers_what_the_simulation_was_short_by() -> None:
+    compared = [one for one in validation.compared() if one.percentile == 99 and not one.run.disturbed]
+    assert len(compared) >= 5
+    assert max(one.measured_ms / one.predicted_ms for one in compared) <= ASSUMPTIONS["tail_margin"].value
+    assert validation.fitted_burst_s() == ASSUMPTIONS["background_burst_s"].value
+    assert ASSUMPTIONS["node_background"].value == pytest.approx(load_constants()["background_cores"], abs=0.05)
+
+
+def test_another_measurement_of_larger_shards_is_met() -> None:
+    """Searches of index.json went into no constant of service times; its largest shard lies beyond what was fitted."""
+    content = json.loads((RESULTS / "index.json").read_text())
+    values = {one["name"]: one["value"] for one in content["results"]}
+    value = load_constants().__getitem__
+    for name, points in (("synthetic", 50_000), ("synthetic-large", 250_000)):
+        ef = int(values[f"engine_sq8_{name}_effort"])
+        measured_ms = 1e3 / values[f"engine_sq8_{name}_search_batch32_qps"]
+        assert 1e3 * shard_query_s(value, points, ef, 512) == pytest.approx(measured_ms, rel=0.25)

@@ -15,6 +15,7 @@ from serving.planning.choosing import Plan, plan
 from serving.planning.quantities import parse_bytes, parse_count, parse_seconds, show
 from serving.planning.workload import ASSUMPTIONS, Workload, assumed
 
+HARD_S = 0.03
 SMALL = ("plan", "--images", "1M", "--qps", "20")
 
 
@@ -74,7 +75,7 @@ def test_the_table_and_the_json_tell_the_same(small: Plan) -> None:
 
 
 def test_a_plan_holds_its_tail(small: Plan) -> None:
-    assert 0 < small.value("p99 of a cell") <= 0.1
+    assert 0 < small.value("p99 of a cell") < small.value("p99 with margin") <= 0.1
     assert small.value("replicas") == 2
 
 
@@ -88,8 +89,8 @@ def test_an_assumption_is_replaced() -> None:
 
 
 def test_a_shorter_tail_takes_emptier_machines_or_smaller_shards() -> None:
-    easy, hard = (plan(Workload(images=2e7, qps=2_000, p99_s=p99_s, ef_search=200)) for p99_s in (0.1, 0.02))
-    assert hard.value("p99 of a cell") <= 0.02 < easy.value("p99 of a cell")
+    easy, hard = (plan(Workload(images=2e7, qps=2_000, p99_s=p99_s, ef_search=200)) for p99_s in (0.1, HARD_S))
+    assert hard.value("p99 with margin") <= HARD_S < easy.value("p99 with margin")
     assert hard.value("cost a month") > easy.value("cost a month")
 
 
