@@ -59,6 +59,9 @@ def command(
         show(made, explain=explain)
 
 
+_LEGEND = "m: measured constants went into it; a: assumptions did. --explain names them, --assume replaces the latter."
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not value:
@@ -76,14 +79,17 @@ def show(made: Plan, *, explain: bool) -> None:
             group, table = figure.group, Table(show_header=False, box=None, pad_edge=False)
             table.add_column(min_width=30)
             table.add_column(justify="right", min_width=10)
+            table.add_column(width=2)
             table.add_column(style="dim", overflow="fold")
-        table.add_row(figure.name, figure.shown, escape(figure.how))
+        marks = ("m" if figure.measured else "") + ("a" if figure.assumed else "")
+        table.add_row(figure.name, figure.shown, marks, escape(figure.how))
         if explain:
             for origin in figure.measured:
-                table.add_row("", "measured", escape(origin))
+                table.add_row("", "measured", "", escape(origin))
             for origin in figure.assumed:
-                table.add_row("", "assumed", escape(origin))
+                table.add_row("", "assumed", "", escape(origin))
     _print(table, group)
+    console.print(_LEGEND, highlight=False)
     for limit in made.limits:
         console.print(f"[bold yellow]{limit.kind}[/]: {escape(limit.what)}. {escape(limit.way_out)}", highlight=False)
 
