@@ -37,6 +37,8 @@ SEED: Final = 20
 CALM: Final = 50
 """Searches a second of the runs to which the bursts are fitted; the others are predicted."""
 _DISTURBED = 0.15
+# Of the code that was measured.
+_BATCHES_IN_FLIGHT = 2
 BURSTS_S: Final = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03)
 SERVING: Final = (25, 50, 70)
 """Runs of `make bench-serving` in open loop, by share of what it took in closed loop; above, it refused some."""
@@ -135,6 +137,7 @@ def predicted_ms(run: Run, known: Constants, burst_s: float) -> tuple[float, ...
         background=run.background,
         background_burst_s=burst_s,
         client_s=run.client_s,
+        batches_in_flight=_BATCHES_IN_FLIGHT,
     )
     outcome = simulate(machine, costs, Load(run.qps, QUERIES, poisson=False), SEED)
     return tuple(1e3 * outcome.percentile_s(percent) for percent in PERCENTILES)

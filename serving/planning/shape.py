@@ -66,6 +66,7 @@ class Shape:
 
     background: float
     background_burst_s: float
+    batches_in_flight: int
 
     def cluster(self) -> Cluster:
         """One cell, as the simulation takes it."""
@@ -77,6 +78,7 @@ class Shape:
             self.api_processes,
             background=self.background,
             background_burst_s=self.background_burst_s,
+            batches_in_flight=self.batches_in_flight,
         )
 
 
@@ -168,6 +170,7 @@ def _shape(aim: Aim, ledger: Ledger) -> Shape:
         replica_disk_bytes=disk,
         background=ledger.assumed("node_background"),
         background_burst_s=ledger.assumed("background_burst_s"),
+        batches_in_flight=max(1, round(ledger.assumed("batches_in_flight"))),
     )
 
 

@@ -23,7 +23,7 @@ from typing import Final
 
 import numpy as np
 
-from serving.gathering import BATCH_MAX, GATHER_MAX_S, UNDER_WAY_MAX, WINDOW_S
+from serving.gathering import BATCH_MAX, GATHER_MAX_S, WINDOW_S
 from serving.replica_choice import HedgeBudget, RecentLatencies, choose, hedge_after_s
 
 SHARDS_SIMULATED_MAX: Final = 32
@@ -65,6 +65,7 @@ class Cluster:
 
     On each node `background` cores are busy with other things, in bursts. `shared`: there is one machine, and API
     and clients share its cores with the shards. `client_s` is what a search costs its client there.
+    An API process has at most `batches_in_flight` under way, and refuses searches past `in_flight_max`.
     """
 
     shards: int
@@ -78,6 +79,7 @@ class Cluster:
     client_s: float = 0.0
     deadline_s: float = 0.2
     in_flight_max: int = 64
+    batches_in_flight: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +269,7 @@ class Simulation:
             self._leave(api)
         elif not api.timer_set:
             api.timer_set = True
-            wait_s = WINDOW_S if api.under_way < UNDER_WAY_MAX else max(WINDOW_S, GATHER_MAX_S)
+            wait_s = WINDOW_S if api.under_way < self._cluster.batches_in_flight else max(WINDOW_S, GATHER_MAX_S)
             timer = api.timer
             self.at(self.now + wait_s, lambda: self._leave(api) if api.timer == timer else None)
 

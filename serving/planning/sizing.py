@@ -102,7 +102,8 @@ def _kafka(made: Shape, workload: Workload, ledger: Ledger) -> tuple[int, float]
     log = images * record / (1 - ledger.assumed("kafka_dirty"))
     ledger.add("embedding-log", log, "bytes", f"{show(images, '1')} records, compacted, and what waits for compaction")
     event = ledger.measured("image_event_bytes") + payload + ledger.assumed("kafka_record_bytes")
-    kept = min(images, uploads * ledger.assumed("event_retention_s"))
+    retention_s = ledger.assumed("event_retention_s")
+    kept = images if math.isinf(retention_s) else min(images, uploads * retention_s)
     ledger.add(
         "image-events", kept * event, "bytes", f"{show(kept, '1')} events within their retention × {event:.0f} bytes"
     )

@@ -92,6 +92,7 @@ ASSUMPTIONS: Final[Mapping[str, Assumption]] = {
     "code_slower": _of(2.0, "×", "number", "a walk over other codes than sq8; only sq8 was timed"),
     "node_background": _of(0.5, "1", "count", "cores of a node busy with other things, as the whole system was here"),
     "background_burst_s": _of(5e-3, "s", "seconds", "how long that lasts at a time; fitted, see below"),
+    "batches_in_flight": _of(2, "1", "count", "RIVERLENS_SEARCH_BATCHES_IN_FLIGHT, for shards elsewhere"),
     "tail_margin": _of(3.0, "×", "number", "p99 to be held over the simulated one, which came out short by as much"),
     "core_speed": _of(1.0, "×", "number", "speed of a core there over one of the machine that was measured"),
     "shards_per_cell": _of(128, "1", "count", "the widest fan-out of one cell"),

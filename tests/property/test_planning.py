@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import msgspec
 import pytest
@@ -90,6 +91,7 @@ def test_a_shape_holds_everything_it_is_made_for(workload: Workload) -> None:
     assert made.per_node * made.replica_bytes <= values["node_memory_bytes"] * (1 - values["memory_headroom"])
     assert made.per_node * made.replica_disk_bytes <= values["node_disk_bytes"]
     assert figures["partitions per collection"] >= made.shards
+    assert [name for name, value in figures.items() if not math.isfinite(value) or value < 0] == []
 
 
 @settings(max_examples=40, deadline=None)
