@@ -141,6 +141,11 @@ bench-index-filters: $(VENV)/.installed-dev ## Recall and speed of filtered sear
 bench-ways: $(VENV)/.installed-dev ## Ways to reach the shards: actor calls, deployment handles, search ports, the same process
 	$(BIN)/python -m benchmarks.ways $(BENCH_ARGS)
 
+.PHONY: bench-capacity
+bench-capacity: $(VENV)/.installed-dev ## What `riverlens plan` counts with: bytes, service times, a small cluster (BENCH_ARGS="--only service,cluster")
+	$(BIN)/python -m benchmarks.capacity $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.capacity.constants
+
 .PHONY: bench-rerank
 bench-rerank: $(VENV)/.installed-dev ## What re-ranking gains on turned, cut and scaled copies, and what its stages cost
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.rerank $(BENCH_ARGS)

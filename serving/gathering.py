@@ -16,7 +16,7 @@ WINDOW_S = 0.0015
 BATCH_MAX = 64
 UNDER_WAY_MAX = 1
 # A batch that waits for a shard out of order may return only at its deadline: the next ones wait no longer than this.
-_GATHER_MAX_S = 0.025
+GATHER_MAX_S = 0.025
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -78,7 +78,7 @@ class Gathering(Generic[Question, Answer]):
         if not self._under_way:
             # Even then, what became runnable in this same turn of the loop joins.
             return 0.0
-        return self._window_s if len(self._under_way) < self._under_way_max else max(self._window_s, _GATHER_MAX_S)
+        return self._window_s if len(self._under_way) < self._under_way_max else max(self._window_s, GATHER_MAX_S)
 
     def _forget(self, waiting: _Waiting[Question, Answer]) -> None:
         batch = waiting.batch

@@ -7,6 +7,10 @@ from collections import deque
 from collections.abc import Sequence
 from random import Random
 
+# Below this, a hedge would come about with every hiccup of a processor, and gain nothing that anyone notices.
+_HEDGE_MIN_S = 0.005
+# Leaves the second call as much time as the first one had.
+_HEDGE_MAX_SHARE = 0.5
 # Latencies that the percentile is taken of, and how many are needed before it says anything.
 _RECENT = 128
 _ENOUGH = 20
@@ -78,3 +82,9 @@ class HedgeBudget:
             return False
         self._earned -= self._every
         return True
+
+
+def hedge_after_s(p95_s: float | None, deadline_s: float) -> float:
+    """How long a call is waited for before a second replica is asked; `p95_s` is of its shard's recent calls."""
+    most_s = deadline_s * _HEDGE_MAX_SHARE
+    return most_s if p95_s is None else min(max(p95_s, _HEDGE_MIN_S), most_s)

@@ -22,14 +22,10 @@ from contract.telemetry import LogField
 from serving.dependencies import Shard
 from serving.merge import merge_freshness
 from serving.metrics import FanOutMetrics
-from serving.replica_choice import HedgeBudget, RecentLatencies, choose
+from serving.replica_choice import HedgeBudget, RecentLatencies, choose, hedge_after_s
 
 _log = structlog.get_logger()
 
-# Below this, a hedge would come about with every hiccup of a processor, and gain nothing that anyone notices.
-_HEDGE_MIN_S = 0.005
-# Leaves the second call as much time as the first one had.
-_HEDGE_MAX_SHARE = 0.5
 # A replica that failed is asked after the others for this long: it is being started again, or it is overwhelmed.
 _DOUBTED_FOR_S = 1.0
 # By how much a deadline's timer may fire early.
@@ -134,7 +130,7 @@ class _Replicas(Generic[Request]):
         self._number = number
         self._replicas = replicas
         self._call = call
-        self._hedge_max_s = deadline_s * _HEDGE_MAX_SHARE
+        self._deadline_s = deadline_s
         self._metrics = metrics
         self._name = name
         self._random = random
@@ -164,7 +160,7 @@ class _Replicas(Generic[Request]):
             return attempt
 
         self._budget.earn()
-        hedge_at = loop.time() + self._hedge_after_s()
+        hedge_at = loop.time() + hedge_after_s(self._latencies.p95_s(), self._deadline_s)
         start()
         try:
             while attempts:
@@ -195,10 +191,6 @@ class _Replicas(Generic[Request]):
 
     def _trusted(self, replicas: Sequence[int], now: float) -> list[int]:
         return [replica for replica in replicas if self._doubted_until[replica] <= now]
-
-    def _hedge_after_s(self) -> float:
-        p95_s = self._latencies.p95_s()
-        return self._hedge_max_s if p95_s is None else min(max(p95_s, _HEDGE_MIN_S), self._hedge_max_s)
 
     def _overtake(self, attempts: set[asyncio.Task[ShardSearchResult | None]], until: float) -> None:
         """Let attempts end by themselves, or at their deadline."""

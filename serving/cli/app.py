@@ -15,6 +15,7 @@ from contract.settings import load_settings
 from serving.cli import dead_letter_commands, keys
 from serving.cli import demo as demo_run
 from serving.cli import index as index_run
+from serving.cli import plan as plan_command
 from serving.cli import up as up_run
 from serving.cli.connection import connect
 from serving.cli.output import console, print_hits
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(dead_letter_commands.app)
 app.add_typer(keys.app, name="keys")
+app.command(name="plan")(plan_command.command)
 
 UrlOption = Annotated[str | None, typer.Option("--url", help="Address of the server; default from the settings.")]
 CollectionOption = Annotated[
