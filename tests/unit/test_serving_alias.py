@@ -139,7 +139,7 @@ def test_the_confidence_passes_over_the_query_itself_whoever_stands_for_it() -> 
 
 @pytest.mark.parametrize("fields", [None, ("n",)])
 async def test_who_may_not_see_an_image_never_learns_of_it(tmp_path: Path, fields: tuple[str, ...] | None) -> None:
-    system = make_system(tmp_path, auth="on")  # type: ignore[arg-type]
+    system = make_system(tmp_path, auth="on")
     spec = make_spec(duplicates="alias")
     # Of shards that do not index who owns an image, nobody gets to know more.
     system.add(msgspec.structs.replace(spec, filter_fields=fields))
