@@ -86,7 +86,7 @@ def faults(manifest: dict[str, Any]) -> list[str]:
 
 def pods(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Every pod template, by its component."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for one in objects:
         match one["kind"]:
             case "RayService":

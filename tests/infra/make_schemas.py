@@ -95,7 +95,7 @@ def read_binding(text: str) -> dict[str, Any]:
 
 def _exports(name: str, classes: dict[str, str]) -> dict[str, Any]:
     """What can be read of an object, with types as Terraform writes them in JSON."""
-    read = {}
+    read: dict[str, Any] = {}
     for getter, written in _GETTER.findall(classes[name]):
         kind = " ".join(written.split())
         nested = kind.removesuffix("List") + "OutputReference"
@@ -161,7 +161,7 @@ def _slim(schema: Any) -> Any:
         return [_slim(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    slim = {}
+    slim: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "properties":
             slim[key] = {name: _slim(field) for name, field in value.items()}

@@ -67,6 +67,9 @@ class Cluster:
         own = ["--node-ip-address", "127.0.0.1", "--object-store-memory", str(128 * 1024 * 1024), "--block"]
         own += ["--dashboard-agent-listen-port", str(self.agents[name]), "--disable-usage-stats"]
         self.start(name, RAY, "start", *arguments, *own)
+        # Nodes of one machine take their ports from one range, so that one starts after the other.
+        log = self.folder / f"{name}.log"
+        eventually(lambda: "Ray runtime started" in log.read_text(errors="replace"), 90, 0.2)
 
     def start(self, name: str, *command: str) -> None:
         """A process in a group of its own."""
