@@ -58,7 +58,7 @@ def show(value: float, unit: str) -> str:
     if unit == "1" and value == round(value) and abs(value) < _WHOLE_MAX:
         return f"{value:,.0f}"
     if unit == "share":
-        return f"{100 * value:.3g} %"
+        return f"{three_digits(100 * value)} %"
     if unit in _STEPS:
         steps, suffix = _STEPS[unit]
         return _scaled(value, steps) + suffix
