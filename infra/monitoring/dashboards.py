@@ -206,10 +206,10 @@ def _refused_row() -> tuple[AnyPanel, ...]:
         graph(
             "Refused",
             PER_SECOND,
-            Query(rate(t.SEARCH_ADMISSIONS, outcome="refused"), "searches (503)"),
+            Query(rate(t.SEARCH_ADMISSIONS, outcome="refused"), "searches (503, 429)"),
             Query(rate(t.UPLOADS_REFUSED, "reason"), "uploads (429), {{reason}}"),
             Query(rate(t.HTTP_REQUESTS, status="429"), "all 429"),
-            about="Searches: too many under way. Uploads: by what has no room. All 429 adds the rate limit of keys.",
+            about="Searches: too many, or too many bytes. Uploads: by what has no room. All 429 adds rate limits.",
         ),
         graph(
             "Answers that failed",

@@ -144,7 +144,7 @@ def _admission_row() -> tuple[AnyPanel, ...]:
             "Searches let in and refused",
             PER_SECOND,
             Query(rate(t.SEARCH_ADMISSIONS, "outcome"), "{{outcome}}"),
-            about="Refused ones get 503 `overloaded` and `Retry-After`.",
+            about="Refused ones get 503 `overloaded` or 429 `too_many_search_bytes`, and `Retry-After`.",
         ),
         graph(
             "Searches under way",
@@ -153,10 +153,11 @@ def _admission_row() -> tuple[AnyPanel, ...]:
             about="`waiting`: for a receipt. Working ones are bounded by RIVERLENS_SEARCH_IN_FLIGHT_MAX.",
         ),
         graph(
-            "Uploads in memory",
+            "Bodies in memory",
             BYTES,
-            Query(over("sum", select(t.UPLOAD_BYTES_IN_FLIGHT), "instance"), "{{instance}}"),
-            about="Bounded by RIVERLENS_UPLOAD_BYTES_IN_FLIGHT_MAX in each replica of the API.",
+            Query(over("sum", select(t.UPLOAD_BYTES_IN_FLIGHT), "instance"), "uploads, {{instance}}"),
+            Query(over("sum", select(t.SEARCH_BYTES_IN_FLIGHT), "instance"), "searches, {{instance}}"),
+            about="RIVERLENS_UPLOAD_BYTES_IN_FLIGHT_MAX and RIVERLENS_SEARCH_BYTES_IN_FLIGHT_MAX bound them.",
         ),
     )
 
