@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -58,7 +59,7 @@ class Cluster:
             "RIVERLENS_SEARCH_DEADLINE_MS": "5000",
             "RIVERLENS_ENCODE_DEADLINE_MS": "20000",
         }
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.agents: dict[str, int] = {}
 
     def node(self, name: str, *arguments: str) -> None:
@@ -71,19 +72,29 @@ class Cluster:
         log = self.folder / f"{name}.log"
         eventually(lambda: "Ray runtime started" in log.read_text(errors="replace"), 90, 0.2)
 
+    def worker(self, name: str, processors: str, resource: str) -> None:
+        """A node that joins the head's, with one custom resource."""
+        address, resources = f"127.0.0.1:{self.gcs}", f'{{"{resource}": 1}}'
+        self.node(name, "--address", address, "--num-cpus", processors, "--resources", resources)
+
     def start(self, name: str, *command: str) -> None:
         """A process in a group of its own."""
         with (self.folder / f"{name}.log").open("wb") as log:
-            self.processes.append(
-                subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    env=self.environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            self.processes[name] = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
+
+    def lose(self, name: str) -> None:
+        """A node's machine goes: all its processes are killed at once."""
+        process = self.processes.pop(name)
+        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            one.kill()
+        process.wait()
 
     def call(self, method: str, path: str, **rest: Any) -> httpx.Response | None:
         """A call of Ray's dashboard with the token; None while it is not there."""
@@ -106,7 +117,7 @@ class Cluster:
 
     def end(self) -> None:
         """End everything, the last one first."""
-        for process in reversed(self.processes):
+        for process in reversed(self.processes.values()):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             try:
@@ -144,16 +155,8 @@ def test_the_manifests_processes_make_a_system_of_a_cluster(cluster: Cluster) ->
     eventually(
         lambda: (answer := cluster.call("GET", "/api/version")) is not None and answer.status_code == 200, 120, 0.5
     )
-    for name, processors, resource in [("api", "0", "api"), ("shards", "4", "shards"), ("embedders", "4", "embedders")]:
-        cluster.node(
-            name,
-            "--address",
-            f"127.0.0.1:{cluster.gcs}",
-            "--num-cpus",
-            processors,
-            "--resources",
-            f'{{"{resource}": 1}}',
-        )
+    for name, processors in [("api", "0"), ("shards", "4"), ("embedders", "4")]:
+        cluster.worker(name, processors, name)
     cluster.start("supervisor", sys.executable, "-m", "actors.supervisor")
     cluster.start("ingest", sys.executable, "-m", "streams.worker")
     (service,) = (one for one in manifests("small") if one["kind"] == "RayService")
@@ -163,19 +166,21 @@ def test_the_manifests_processes_make_a_system_of_a_cluster(cluster: Cluster) ->
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{cluster.http}", timeout=60) as client:
             _serves(client)
-        _stands_where_it_should(cluster)
+            _stands_where_it_should(cluster)
+            _outlives_a_node(cluster, client)
     except AssertionError:
         sys.stderr.write(cluster.logs())
         raise
 
 
-def _serves(client: httpx.Client) -> None:
-    def ready() -> bool:
-        with contextlib.suppress(httpx.TransportError):
-            return client.get("/readyz").status_code == 200
-        return False
+def _ready(client: httpx.Client) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return client.get("/readyz").status_code == 200
+    return False
 
-    eventually(ready, 240, 1)
+
+def _serves(client: httpx.Client) -> None:
+    eventually(lambda: _ready(client), 240, 1)
     assert client.get("/healthz").status_code == 200
     caption, data = sample_pictures()[0]
     uploaded = client.post(
@@ -214,3 +219,27 @@ def _stands_where_it_should(cluster: Cluster) -> None:
             httpx.get(f"http://127.0.0.1:{cluster.agents[name]}/api/local_raylet_healthz", timeout=30).status_code
             == 200
         )
+
+
+def _outlives_a_node(cluster: Cluster, client: httpx.Client) -> None:
+    """The machine of all shards is lost with everything on it that ran, and another one comes."""
+    cluster.lose("shards")
+    _, data = sample_pictures()[1]
+    logged = client.post(
+        "/v1/collections/images/images",
+        params={"wait": "logged"},
+        files={"file": ("two.png", data)},
+        data={"id": "two"},
+    )
+    assert logged.status_code == 202, logged.text
+    eventually(lambda: not _ready(client), 60, 0.5)
+    answer = client.post("/v1/collections/images/search", json={"image_id": "one"})
+    assert answer.status_code == 503, answer.text
+    assert answer.json()["retryable"]
+    cluster.worker("more-shards", "4", "shards")
+    eventually(lambda: _ready(client), 180, 1)
+    receipt = logged.json()["receipt"]
+    found = client.post("/v1/collections/images/search", json={"image_id": "one", "min_receipt": receipt})
+    assert found.status_code == 200, found.text
+    assert {hit["id"] for hit in found.json()["hits"]} == {"one", "two"}
+    assert found.json()["coverage"] == {"shards_total": 2, "shards_answered": 2, "degraded": False}

@@ -71,6 +71,8 @@ class Guarded:
             "RIVERLENS_HTTP_TLS_CA": str(self.certificate),
             # What is not there is not waited for longer than it takes to apply what is.
             "RIVERLENS_MIN_RECEIPT_TIMEOUT_S": "0.5",
+            # A line of every request, so that there is one that could hold a secret.
+            "RIVERLENS_ACCESS_LOG": "all",
             # Where Ray keeps what its processes print.
             "TMPDIR": str(home.parent),
         }
