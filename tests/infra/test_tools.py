@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -49,13 +50,28 @@ def _run(command: list[str], folder: Path, environment: dict[str, str] | None = 
     return result.stdout
 
 
+def _namespace(home: Path) -> str:
+    """The host and namespace that OpenTofu takes HashiCorp's providers from, as it says itself."""
+    folder = home / "asked"
+    folder.mkdir()
+    (folder / "main.tf").write_text(
+        'terraform {\n  required_providers {\n    random = { source = "hashicorp/random" }\n  }\n}\n'
+    )
+    (home / "empty.rc").touch()
+    said = _run([_tool("tofu"), "providers"], folder, {"TF_CLI_CONFIG_FILE": str(home / "empty.rc")})
+    found = re.search(r"provider\[(.+)/random\]", said)
+    assert found is not None, said
+    return found[1]
+
+
 @pytest.fixture(scope="module")
 def terraform(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """A copy of infra/terraform to initialise, and an environment in which OpenTofu finds the stand-ins alone."""
     stand_in = _tool("terraform-stand-in")
     home = tmp_path_factory.mktemp("tofu")
+    namespace = _namespace(home)
     for provider, version in json.loads(SCHEMAS.read_text())["versions"].items():
-        folder = home / "mirror" / "registry.opentofu.org" / "hashicorp" / provider / version / "linux_amd64"
+        folder = home / "mirror" / namespace / provider / version / "linux_amd64"
         folder.mkdir(parents=True)
         (folder / f"terraform-provider-{provider}_v{version}").symlink_to(stand_in)
     (home / "tofu.rc").write_text(

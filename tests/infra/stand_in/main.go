@@ -188,7 +188,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := tf6server.Serve("registry.opentofu.org/hashicorp/"+name, func() tfprotov6.ProviderServer { return loaded }); err != nil {
+	if err := tf6server.Serve(name, func() tfprotov6.ProviderServer { return loaded }); err != nil {
 		log.Fatal(err)
 	}
 }
